@@ -1,0 +1,1 @@
+"""What dinomed adds around monai.bundle."""

@@ -1,0 +1,1 @@
+"""The `dinomed` command, one file per verb."""

@@ -1,0 +1,1 @@
+"""Training data: synthesis from label maps, splits and datasets."""

@@ -1,0 +1,1 @@
+"""Ignite handlers: attach, log and save; no maths."""

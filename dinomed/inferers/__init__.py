@@ -1,0 +1,1 @@
+"""Inferers: from a volume to slices and back."""

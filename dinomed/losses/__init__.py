@@ -1,0 +1,1 @@
+"""Losses: pure functions with thin modules around them."""

@@ -1,0 +1,1 @@
+"""Networks for dense prediction: backbones, adapter, decoders, segmenter. They know nothing of medicine."""

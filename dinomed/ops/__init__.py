@@ -1,0 +1,1 @@
+"""Operators with a compiled kernel and a plain-PyTorch reference."""

@@ -1,0 +1,1 @@
+"""Transforms of volumes, intensities and labels, one family per file."""

@@ -1,0 +1,34 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _shared(name: str) -> Path:
+    folder = REPOSITORY.parent / "shared" / name
+    if not folder.is_dir():
+        pytest.skip(f"reference folder ../shared/{name} is not here; it is no part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of published reference numbers, beside the repository; skips the test where it is absent."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real scans and label maps, beside the repository; skips the test where it is absent."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the repository."""
+    return REPOSITORY

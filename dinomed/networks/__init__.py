@@ -1,1 +1,4 @@
 """Networks for dense prediction: backbones, adapter, decoders, segmenter. They know nothing of medicine."""
+
+from dinomed.networks.backbones import Backbone as Backbone
+from dinomed.networks.backbones import create_backbone as create_backbone

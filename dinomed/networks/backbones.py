@@ -1,0 +1,315 @@
+"""DINOv3 backbones, all under one contract, built through timm.
+
+A backbone maps an image (B, 3, H, W) to a list of maps, fine to coarse, and says their `channels` and `strides`.
+It pads the image to its own `multiple` and gives the maps of the unpadded image back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dinomed.networks.rope import CastToBFloat16, RopeTable
+
+
+class LayerTokens(NamedTuple):
+    """What one tapped layer says of the image.
+
+    Attributes:
+        patch_map: (B, C, ceil(H / stride), ceil(W / stride)).
+        class_token: (B, C).
+        storage_tokens: (B, S, C); S is 0 for a ConvNeXt.
+    """
+
+    patch_map: Tensor
+    class_token: Tensor
+    storage_tokens: Tensor
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Pad (B, C, H, W) with zeros at the bottom and the right until both sizes are multiples of `multiple`.
+
+    Zero is the mean of a normalised image and is defined for every size, however small; timm pads in the same way.
+    """
+    pad_rows, pad_columns = -image.shape[-2] % multiple, -image.shape[-1] % multiple
+    return functional.pad(image, (0, pad_columns, 0, pad_rows)) if pad_rows or pad_columns else image
+
+
+class Backbone(nn.Module, ABC):
+    """The contract: an image (B, 3, H, W) in, a list of maps out, fine to coarse.
+
+    Attributes:
+        channels: Channels of each map.
+        strides: Pixels between neighbours in each map; map i has the size (ceil(H / strides[i]), ceil(W / strides[i])).
+        multiple: The backbone pads the image to a multiple of this by itself.
+    """
+
+    channels: list[int]
+    strides: list[int]
+    multiple: int
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Map the image (B, 3, H, W) to one map (B, channels[i], ...) for each stride."""
+
+
+class TimmBackbone(Backbone):
+    """What the transformers and the ConvNeXts share: padding, freezing, and checks of the input.
+
+    Attributes:
+        model: The timm network; its parameter names are what `load_weights` fills.
+        layers: Tapped layers (blocks of a transformer, stages of a ConvNeXt), counted from 0.
+        hub_model: Name under which timm's hub holds the weights, or None if it holds none.
+        frozen: Whether the network stays in evaluation mode and runs without gradients.
+    """
+
+    def __init__(self, model: nn.Module, blocks: nn.ModuleList, layers: Sequence[int], hub_model: str | None) -> None:
+        """Hold `model`, tapped after `layers` of its `blocks`."""
+        super().__init__()
+        self.model: Any = model
+        self.hub_model = hub_model
+        self.layers = _absolute_layers(layers, len(blocks))
+        self.frozen = False
+        # `forward` never runs what lies behind the last tap, so a gradient would never arrive there.
+        for block in blocks[self.layers[-1] + 1 :]:
+            block.requires_grad_(False)
+        self._behind_last_tap = {id(p) for block in blocks[self.layers[-1] + 1 :] for p in block.parameters()}
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Map the image (B, 3, H, W) to one map for each tapped layer."""
+        return [tokens.patch_map for tokens in self.forward_tokens(image)]
+
+    def forward_tokens(self, image: Tensor) -> list[LayerTokens]:
+        """Give map, class token and storage tokens of each tapped layer for the image (B, 3, H, W)."""
+        return self._run(image, self.layers)
+
+    def forward_last(self, image: Tensor) -> LayerTokens:
+        """Give map, class token and storage tokens of the network's last layer, tapped or not, for (B, 3, H, W)."""
+        return self._run(image, [self.depth - 1])[0]
+
+    def set_frozen(self, frozen: bool) -> TimmBackbone:
+        """Freeze (evaluation mode and no gradients, whatever `train` is told later) or release the network."""
+        self.frozen = frozen
+        for parameter in self.parameters():
+            parameter.requires_grad_(not frozen and id(parameter) not in self._behind_last_tap)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Set the mode, except that a frozen backbone stays in evaluation mode."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> TimmBackbone:
+        """Trade time for memory in training: recompute each block's activations in the backward pass."""
+        self.model.set_grad_checkpointing(enable)
+        return self
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Number of layers that can be tapped."""
+
+    @abstractmethod
+    def _padded_tokens(self, image: Tensor, layers: list[int], size: tuple[int, int]) -> list[LayerTokens]:
+        """Run the network on the padded image and crop what it gives to an image of `size`."""
+
+    def _run(self, image: Tensor, layers: list[int]) -> list[LayerTokens]:
+        in_channels = self.model.in_chans
+        if image.ndim != 4 or image.shape[1] != in_channels:
+            raise ValueError(
+                f"the backbone needs an image of shape (B, {in_channels}, H, W), got {tuple(image.shape)}; "
+                "repeat a grey image along dimension 1"
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            height, width = image.shape[-2:]
+            return self._padded_tokens(pad_to_multiple(image, self.multiple), layers, (height, width))
+
+
+class ViTBackbone(TimmBackbone):
+    """A DINOv3 vision transformer: every map at one stride, the final norm applied to each tapped layer."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[int], hub_model: str | None, rope_bfloat16: bool) -> None:
+        """Hold timm's `Eva` model and give it a position table that does not change with the mode."""
+        blocks: Any = model.blocks
+        super().__init__(model, blocks, layers, hub_model)
+        patch_size: int = self.model.patch_embed.patch_size[0]
+        attention = blocks[0].attn
+        self.model.rope = RopeTable(attention.head_dim, self.model.rope.temperature, rope_bfloat16)
+        if rope_bfloat16:
+            for block in blocks:
+                block.attn.q_norm, block.attn.k_norm = CastToBFloat16(), CastToBFloat16()
+        self.channels = [self.model.embed_dim] * len(self.layers)
+        self.strides = [patch_size] * len(self.layers)
+        self.multiple = patch_size
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.model.blocks)
+
+    def _padded_tokens(self, image: Tensor, layers: list[int], size: tuple[int, int]) -> list[LayerTokens]:
+        # Less than one patch is padded, so every patch holds some of the image and nothing is cropped.
+        taps = self.model.forward_intermediates(
+            image, indices=layers, return_prefix_tokens=True, norm=True, stop_early=True, intermediates_only=True
+        )
+        return [LayerTokens(patch_map, prefix[:, 0], prefix[:, 1:]) for patch_map, prefix in taps]
+
+
+class ConvNeXtBackbone(TimmBackbone):
+    """A DINOv3 ConvNeXt: one map for each stage, at strides 4, 8, 16, 32.
+
+    As in the official network the final norm belongs to the last stage alone: its map and its class token (the mean of
+    the map before the norm) are normed, those of the first three stages are not.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[int], hub_model: str | None) -> None:
+        """Hold timm's `ConvNeXt` model."""
+        stages: Any = model.stages
+        super().__init__(model, stages, layers, hub_model)
+        info = self.model.feature_info
+        self.channels = [info[i]["num_chs"] for i in self.layers]
+        self.strides = [info[i]["reduction"] for i in self.layers]
+        self.multiple = info[-1]["reduction"]
+        if self.layers[-1] + 1 < len(stages):
+            self._behind_last_tap |= {id(p) for p in self.model.head.parameters()}
+            self.model.head.requires_grad_(False)
+
+    @property
+    def depth(self) -> int:
+        """Number of stages."""
+        return len(self.model.stages)
+
+    def _padded_tokens(self, image: Tensor, layers: list[int], size: tuple[int, int]) -> list[LayerTokens]:
+        maps = self.model.forward_intermediates(image, indices=layers, stop_early=True, intermediates_only=True)
+        tokens = []
+        for layer, features in zip(layers, maps, strict=True):
+            stride = self.model.feature_info[layer]["reduction"]
+            patch_map = features[..., : -(-size[0] // stride), : -(-size[1] // stride)]
+            class_token = patch_map.mean((-2, -1), keepdim=True)
+            if layer == self.depth - 1:
+                patch_map, class_token = self.model.head.norm(patch_map), self.model.head.norm(class_token)
+            class_token = class_token.flatten(1)
+            tokens.append(LayerTokens(patch_map.contiguous(), class_token, class_token[:, None][:, :0]))
+        return tokens
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How a name is built.
+
+    Attributes:
+        timm_model: timm's architecture.
+        hub_model: Its tag on timm's hub; None where the hub has no weights for it.
+        layers: Tapped layers; None taps four equal parts.
+        norm_eps: Epsilon of every LayerNorm; None keeps timm's (1e-5 for a transformer, 1e-6 for a ConvNeXt).
+        rope_bfloat16: Whether the position table and the rotation are in bfloat16.
+    """
+
+    timm_model: str
+    hub_model: str | None = None
+    layers: tuple[int, ...] | None = None
+    norm_eps: float | None = None
+    rope_bfloat16: bool = False
+
+
+def _vit(timm_model: str, tag: str = "lvd1689m", layers: tuple[int, ...] | None = None) -> BackboneSpec:
+    return BackboneSpec(timm_model, f"{timm_model}.{tag}", layers)
+
+
+def _convnext(size: str) -> BackboneSpec:
+    return BackboneSpec(f"convnext_{size}", f"convnext_{size}.dinov3_lvd1689m")
+
+
+# The architectures with a qkv bias are taken wherever the official network has one. The released B, L and H+ weights
+# have only zeros there, so nothing is lost; the 7B network and MedDINOv3 have no such bias.
+BACKBONES: dict[str, BackboneSpec] = {
+    "dinov3_vit_tiny16": _vit("vit_tiny_patch16_dinov3_qkvb", tag="eupe_lvd1689m"),
+    "dinov3_vits16": _vit("vit_small_patch16_dinov3_qkvb"),
+    "dinov3_vits16plus": _vit("vit_small_plus_patch16_dinov3_qkvb"),
+    "dinov3_vitb16": _vit("vit_base_patch16_dinov3_qkvb"),
+    "dinov3_vitl16": _vit("vit_large_patch16_dinov3_qkvb", layers=(4, 11, 17, 23)),
+    "dinov3_vith16plus": _vit("vit_huge_plus_patch16_dinov3_qkvb"),
+    "dinov3_vit7b16": _vit("vit_7b_patch16_dinov3"),
+    "dinov3_convnext_tiny": _convnext("tiny"),
+    "dinov3_convnext_small": _convnext("small"),
+    "dinov3_convnext_base": _convnext("base"),
+    "dinov3_convnext_large": _convnext("large"),
+    "meddinov3_vitb16": BackboneSpec("vit_base_patch16_dinov3", norm_eps=1e-6, rope_bfloat16=True),
+}
+
+_OWN_OPTIONS = ("pretrained", "num_classes", "features_only", "global_pool", "dynamic_img_size")
+
+
+def create_backbone(
+    name: str,
+    weights: str | Path | None = None,
+    frozen: bool = True,
+    layers: Sequence[int] | None = None,
+    *,
+    norm_eps: float | None = None,
+    rope_bfloat16: bool | None = None,
+    **timm_options: Any,
+) -> TimmBackbone:
+    """Build a backbone by name.
+
+    Args:
+        name: One of `BACKBONES`.
+        weights: A file or folder for `load_weights`, "timm" for timm's hub, or None for a random start.
+        frozen: Keep the network in evaluation mode and without gradients.
+        layers: Tapped layers, rising, counted from 0 (negative from the end); None takes the published ones.
+        norm_eps: Epsilon of every LayerNorm, where it must differ from the name's own.
+        rope_bfloat16: Position table in bfloat16, where it must differ from the name's own.
+        **timm_options: For timm's constructor, e.g. `embed_dim`, `depth`, `num_heads` (ConvNeXt: `depths`, `dims`) for
+            small tests, `drop_path_rate` for training.
+
+    Raises:
+        ValueError: Unknown name, or layers or options that do not fit.
+        WeightsError: The weights cannot be had or do not fit.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"there is no backbone {name!r}; take one of {', '.join(BACKBONES)}")
+    if owned := [key for key in timm_options if key in _OWN_OPTIONS or key.startswith("rope_")]:
+        raise ValueError(f"{', '.join(owned)} cannot be set here, the backbone's contract decides; leave it out")
+    spec = BACKBONES[name]
+    eps = spec.norm_eps if norm_eps is None else norm_eps
+    backbone: TimmBackbone
+    if spec.timm_model.startswith("convnext"):
+        if rope_bfloat16:
+            raise ValueError(f"{name} has no RoPE; leave rope_bfloat16 out")
+        model = timm.create_model(spec.timm_model, num_classes=0, norm_eps=eps, **timm_options)
+        backbone = ConvNeXtBackbone(model, range(len(model.stages)) if layers is None else layers, spec.hub_model)
+    else:
+        if eps is not None:
+            timm_options["norm_layer"] = partial(LayerNorm, eps=eps)
+        model = timm.create_model(spec.timm_model, num_classes=0, **timm_options)
+        if layers is None:
+            layers = _default_layers(spec, len(model.blocks))
+        bfloat16 = spec.rope_bfloat16 if rope_bfloat16 is None else rope_bfloat16
+        backbone = ViTBackbone(model, layers, spec.hub_model, bfloat16)
+    if weights is not None:
+        raise NotImplementedError("weights are not loaded yet")
+    return backbone.set_frozen(frozen)
+
+
+def _default_layers(spec: BackboneSpec, depth: int) -> Sequence[int]:
+    """Give the published layers, or the ends of four equal parts for a depth that was chosen for a test."""
+    if spec.layers is not None and spec.layers[-1] == depth - 1:
+        return spec.layers
+    return sorted({max(0, part * depth // 4 - 1) for part in (1, 2, 3, 4)})
+
+
+def _absolute_layers(layers: Sequence[int], depth: int) -> list[int]:
+    absolute = [layer + depth if layer < 0 else layer for layer in layers]
+    if not absolute or absolute != sorted(set(absolute)) or not 0 <= absolute[0] <= absolute[-1] < depth:
+        raise ValueError(f"layers={list(layers)} must rise without repeats and lie in 0..{depth - 1}; name others")
+    return absolute

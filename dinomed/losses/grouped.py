@@ -1,0 +1,53 @@
+"""A loss on groups of classes, for networks that know more classes than the task asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def group_logits(logits: Tensor, class_groups: Sequence[Sequence[int]]) -> Tensor:
+    """Logits of groups of classes: softmax over them gives the summed probabilities of each group.
+
+    Args:
+        logits: (B, C, ...).
+        class_groups: G groups of class numbers.
+
+    Returns:
+        (B, G, ...).
+
+    Raises:
+        ValueError: if the groups are no partition of the C classes.
+    """
+    members = sorted(number for group in class_groups for number in group)
+    if members != list(range(logits.shape[1])):
+        raise ValueError(f"class_groups hold {members}; every class 0 to {logits.shape[1] - 1} belongs to one group")
+    return torch.stack([logits[:, list(group)].logsumexp(dim=1) for group in class_groups], dim=1)
+
+
+class GroupedLoss(nn.Module):
+    """Apply a loss to groups of classes; without groups it is the loss itself.
+
+    Args:
+        loss: called with logits (B, G, ...) and target (B, 1, ...).
+        class_groups: G groups of class numbers, or None.
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], class_groups: Sequence[Sequence[int]] | None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.class_groups = class_groups
+        if class_groups is not None:
+            table = torch.zeros(1 + max(max(group) for group in class_groups), dtype=torch.long)
+            for index, group in enumerate(class_groups):
+                table[list(group)] = index
+            self.register_buffer("group_of", table, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (B, C, ...) against labels (B, 1, ...) of the C classes."""
+        if self.class_groups is None:
+            return self.loss(logits, target)
+        table: Tensor = self.get_buffer("group_of").to(target.device)
+        return self.loss(group_logits(logits, self.class_groups), table[target.long()])

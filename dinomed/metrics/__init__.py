@@ -1,0 +1,1 @@
+"""Metrics: pure functions with thin modules around them."""

@@ -1,4 +1,6 @@
 """Networks for dense prediction: backbones, adapter, decoders, segmenter. They know nothing of medicine."""
 
+from dinomed.networks.adapter import DINOv3Adapter as DINOv3Adapter
 from dinomed.networks.backbones import Backbone as Backbone
 from dinomed.networks.backbones import create_backbone as create_backbone
+from dinomed.networks.segmenter import Segmenter as Segmenter

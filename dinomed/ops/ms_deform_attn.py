@@ -37,8 +37,8 @@ def ms_deform_attn(
 ) -> Tensor:
     """Sum bilinear samples of feature maps, weighted, for every query and head.
 
-    Sums are formed in float32 (float64 for float64 values) whatever the inputs' types, which may differ. A point outside
-    a map reads zeros there, a point at infinity too; a NaN location gives NaN. Keep the locations in float32:
+    Sums are formed in float32 (float64 for float64 values) whatever the inputs' types, which may differ. A point
+    outside a map reads zeros there, a point at infinity too; a NaN location gives NaN. Keep the locations in float32:
     rounded to bfloat16 they move the points by whole pixels.
 
     Args:
@@ -72,7 +72,7 @@ def _check_shapes(value: Tensor, heights: list[int], widths: list[int], location
         )
     if value.shape[0] != weights.shape[0] or value.shape[2] != weights.shape[2]:
         raise ValueError(
-            f"value {tuple(value.shape)} and attention_weights {tuple(weights.shape)} differ in batch or number of heads"
+            f"value {tuple(value.shape)} and attention_weights {tuple(weights.shape)} differ in batch or in heads"
         )
     if len(heights) != weights.shape[3]:
         raise ValueError(f"{len(heights)} spatial shapes were given for {weights.shape[3]} levels of points")
@@ -136,7 +136,7 @@ def _reference_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, pixels, heads, depth = value.shape
+    batch, _, heads, depth = value.shape
     _, queries, _, levels, points, _ = sampling_locations.shape
     dtype = _accumulation_dtype(value)
     inputs = (value, sampling_locations, attention_weights)

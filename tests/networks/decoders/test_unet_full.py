@@ -1,0 +1,45 @@
+"""The adapter's UNet decoder against published numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from dinomed.networks.decoders import UNetFullDecoder
+
+RENAMED = {
+    "feature_projection.projections": "projections",
+    "bottleneck.conv": "bottleneck.0",
+    "bottleneck.bn": "bottleneck.1",
+    "decoder.decoder_blocks": "blocks",
+    ".upconv.": ".up.",
+    "conv_block.0.conv": "convs.0.0",
+    "conv_block.0.bn": "convs.0.1",
+    "conv_block.1.conv": "convs.1.0",
+    "conv_block.1.bn": "convs.1.1",
+}
+
+
+def test_logits_match_the_published_numbers(golden_dir: Path) -> None:
+    arrays = load_file(golden_dir / "unet_full.safetensors")
+    decoder = UNetFullDecoder([64] * 4, [4, 8, 16, 32], decoder_channels=(32, 24, 16, 8)).eval()
+    head = nn.Conv2d(decoder.out_channels, 3, decoder.head_kernel_size)
+    state = {key.removeprefix("param."): array for key, array in arrays.items() if key.startswith("param.")}
+    head.load_state_dict({name: state.pop(f"segmentation_head.{name}") for name in ("weight", "bias")})
+    for theirs, ours in RENAMED.items():
+        state = {key.replace(theirs, ours): array for key, array in state.items()}
+    decoder.load_state_dict(state)
+    with torch.no_grad():
+        features = decoder([arrays[f"input.level.{i}"] for i in (1, 2, 3, 4)], arrays["input.image"])
+        logits = decoder.logits_resize(head(features), 96, 128)
+    expected = arrays["output.logits"]
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_wrong_strides_are_refused_with_the_fix() -> None:
+    with pytest.raises(ValueError, match=r"strides \(4, 8, 16, 32\).*wrap a ViT backbone in DINOv3Adapter"):
+        UNetFullDecoder([64] * 4, [16] * 4)

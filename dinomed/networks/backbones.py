@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,9 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinomed.networks.backbone_specs import BACKBONES, BackboneSpec
 from dinomed.networks.rope import CastToBFloat16, RopeTable
+from dinomed.networks.weights import load_weights
 
 
 class LayerTokens(NamedTuple):
@@ -69,15 +71,22 @@ class TimmBackbone(Backbone):
     Attributes:
         model: The timm network; its parameter names are what `load_weights` fills.
         layers: Tapped layers (blocks of a transformer, stages of a ConvNeXt), counted from 0.
-        hub_model: Name under which timm's hub holds the weights, or None if it holds none.
+        name: The backbone's name, for messages.
+        spec: How it was built.
+        family: "vit" or "convnext".
         frozen: Whether the network stays in evaluation mode and runs without gradients.
     """
 
-    def __init__(self, model: nn.Module, blocks: nn.ModuleList, layers: Sequence[int], hub_model: str | None) -> None:
+    family: str
+
+    def __init__(
+        self, name: str, spec: BackboneSpec, model: nn.Module, blocks: nn.ModuleList, layers: Sequence[int]
+    ) -> None:
         """Hold `model`, tapped after `layers` of its `blocks`."""
         super().__init__()
         self.model: Any = model
-        self.hub_model = hub_model
+        self.name = name
+        self.spec = spec
         self.layers = _absolute_layers(layers, len(blocks))
         self.frozen = False
         # `forward` never runs what lies behind the last tap, so a gradient would never arrive there.
@@ -138,14 +147,16 @@ class TimmBackbone(Backbone):
 class ViTBackbone(TimmBackbone):
     """A DINOv3 vision transformer: every map at one stride, the final norm applied to each tapped layer."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[int], hub_model: str | None, rope_bfloat16: bool) -> None:
+    family = "vit"
+
+    def __init__(self, name: str, spec: BackboneSpec, model: nn.Module, layers: Sequence[int]) -> None:
         """Hold timm's `Eva` model and give it a position table that does not change with the mode."""
         blocks: Any = model.blocks
-        super().__init__(model, blocks, layers, hub_model)
+        super().__init__(name, spec, model, blocks, layers)
         patch_size: int = self.model.patch_embed.patch_size[0]
         attention = blocks[0].attn
-        self.model.rope = RopeTable(attention.head_dim, self.model.rope.temperature, rope_bfloat16)
-        if rope_bfloat16:
+        self.model.rope = RopeTable(attention.head_dim, self.model.rope.temperature, spec.rope_bfloat16)
+        if spec.rope_bfloat16:
             for block in blocks:
                 block.attn.q_norm, block.attn.k_norm = CastToBFloat16(), CastToBFloat16()
         self.channels = [self.model.embed_dim] * len(self.layers)
@@ -172,10 +183,12 @@ class ConvNeXtBackbone(TimmBackbone):
     the map before the norm) are normed, those of the first three stages are not.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[int], hub_model: str | None) -> None:
+    family = "convnext"
+
+    def __init__(self, name: str, spec: BackboneSpec, model: nn.Module, layers: Sequence[int]) -> None:
         """Hold timm's `ConvNeXt` model."""
         stages: Any = model.stages
-        super().__init__(model, stages, layers, hub_model)
+        super().__init__(name, spec, model, stages, layers)
         info = self.model.feature_info
         self.channels = [info[i]["num_chs"] for i in self.layers]
         self.strides = [info[i]["reduction"] for i in self.layers]
@@ -202,50 +215,6 @@ class ConvNeXtBackbone(TimmBackbone):
             tokens.append(LayerTokens(patch_map.contiguous(), class_token, class_token[:, None][:, :0]))
         return tokens
 
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """How a name is built.
-
-    Attributes:
-        timm_model: timm's architecture.
-        hub_model: Its tag on timm's hub; None where the hub has no weights for it.
-        layers: Tapped layers; None taps four equal parts.
-        norm_eps: Epsilon of every LayerNorm; None keeps timm's (1e-5 for a transformer, 1e-6 for a ConvNeXt).
-        rope_bfloat16: Whether the position table and the rotation are in bfloat16.
-    """
-
-    timm_model: str
-    hub_model: str | None = None
-    layers: tuple[int, ...] | None = None
-    norm_eps: float | None = None
-    rope_bfloat16: bool = False
-
-
-def _vit(timm_model: str, tag: str = "lvd1689m", layers: tuple[int, ...] | None = None) -> BackboneSpec:
-    return BackboneSpec(timm_model, f"{timm_model}.{tag}", layers)
-
-
-def _convnext(size: str) -> BackboneSpec:
-    return BackboneSpec(f"convnext_{size}", f"convnext_{size}.dinov3_lvd1689m")
-
-
-# The architectures with a qkv bias are taken wherever the official network has one. The released B, L and H+ weights
-# have only zeros there, so nothing is lost; the 7B network and MedDINOv3 have no such bias.
-BACKBONES: dict[str, BackboneSpec] = {
-    "dinov3_vit_tiny16": _vit("vit_tiny_patch16_dinov3_qkvb", tag="eupe_lvd1689m"),
-    "dinov3_vits16": _vit("vit_small_patch16_dinov3_qkvb"),
-    "dinov3_vits16plus": _vit("vit_small_plus_patch16_dinov3_qkvb"),
-    "dinov3_vitb16": _vit("vit_base_patch16_dinov3_qkvb"),
-    "dinov3_vitl16": _vit("vit_large_patch16_dinov3_qkvb", layers=(4, 11, 17, 23)),
-    "dinov3_vith16plus": _vit("vit_huge_plus_patch16_dinov3_qkvb"),
-    "dinov3_vit7b16": _vit("vit_7b_patch16_dinov3"),
-    "dinov3_convnext_tiny": _convnext("tiny"),
-    "dinov3_convnext_small": _convnext("small"),
-    "dinov3_convnext_base": _convnext("base"),
-    "dinov3_convnext_large": _convnext("large"),
-    "meddinov3_vitb16": BackboneSpec("vit_base_patch16_dinov3", norm_eps=1e-6, rope_bfloat16=True),
-}
 
 _OWN_OPTIONS = ("pretrained", "num_classes", "features_only", "global_pool", "dynamic_img_size")
 
@@ -281,23 +250,25 @@ def create_backbone(
     if owned := [key for key in timm_options if key in _OWN_OPTIONS or key.startswith("rope_")]:
         raise ValueError(f"{', '.join(owned)} cannot be set here, the backbone's contract decides; leave it out")
     spec = BACKBONES[name]
-    eps = spec.norm_eps if norm_eps is None else norm_eps
+    if norm_eps is not None:
+        spec = replace(spec, norm_eps=norm_eps)
+    if rope_bfloat16 is not None:
+        spec = replace(spec, rope_bfloat16=rope_bfloat16)
     backbone: TimmBackbone
     if spec.timm_model.startswith("convnext"):
-        if rope_bfloat16:
+        if spec.rope_bfloat16:
             raise ValueError(f"{name} has no RoPE; leave rope_bfloat16 out")
-        model = timm.create_model(spec.timm_model, num_classes=0, norm_eps=eps, **timm_options)
-        backbone = ConvNeXtBackbone(model, range(len(model.stages)) if layers is None else layers, spec.hub_model)
+        model = timm.create_model(spec.timm_model, num_classes=0, norm_eps=spec.norm_eps, **timm_options)
+        backbone = ConvNeXtBackbone(name, spec, model, range(len(model.stages)) if layers is None else layers)
     else:
-        if eps is not None:
-            timm_options["norm_layer"] = partial(LayerNorm, eps=eps)
+        if spec.norm_eps is not None:
+            timm_options["norm_layer"] = partial(LayerNorm, eps=spec.norm_eps)
         model = timm.create_model(spec.timm_model, num_classes=0, **timm_options)
-        if layers is None:
-            layers = _default_layers(spec, len(model.blocks))
-        bfloat16 = spec.rope_bfloat16 if rope_bfloat16 is None else rope_bfloat16
-        backbone = ViTBackbone(model, layers, spec.hub_model, bfloat16)
+        backbone = ViTBackbone(
+            name, spec, model, _default_layers(spec, len(model.blocks)) if layers is None else layers
+        )
     if weights is not None:
-        raise NotImplementedError("weights are not loaded yet")
+        load_weights(backbone, weights)
     return backbone.set_frozen(frozen)
 
 

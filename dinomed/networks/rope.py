@@ -32,7 +32,8 @@ class RopeTable(nn.Module):
         super().__init__()
         if head_dim % 4:
             raise ValueError(f"a head is {head_dim} wide, RoPE needs a multiple of 4; change embed_dim or num_heads")
-        self.bfloat16 = bfloat16
+        self.in_bfloat16 = bfloat16
+        self.temperature = temperature
         dtype = torch.bfloat16 if bfloat16 else torch.float32
         exponents = 2 * torch.arange(head_dim // 4, dtype=dtype) / (head_dim // 2)
         self.register_buffer("periods", (temperature**exponents).float())
@@ -43,7 +44,7 @@ class RopeTable(nn.Module):
         Returns:
             (rows * columns, 2 * head_dim), sines then cosines.
         """
-        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+        dtype = torch.bfloat16 if self.in_bfloat16 else torch.float32
         axes = [torch.arange(0.5, n, device=self.periods.device, dtype=dtype) / n for n in shape]
         coords = 2.0 * torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1) - 1.0
         angles = 2 * math.pi * coords[:, :, None] / self.periods.to(dtype)

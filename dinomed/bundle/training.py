@@ -1,0 +1,88 @@
+"""What a training configuration needs beyond single expressions."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from dinomed.bundle.checkpoint import load_network
+from dinomed.handlers.logs import ValidationLog
+from dinomed.handlers.resume import BestWeights
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_run(seed: int, deterministic: bool = True) -> None:
+    """Seed Python, NumPy and PyTorch, and ask for reproducible kernels; call it before the network is built.
+
+    Numbers too small for normal floating point are taken as zero: on CPUs they make the optimiser many times slower.
+
+    Args:
+        seed: the seed.
+        deterministic: use deterministic kernels; those that have none warn.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.set_flush_denormal(True)
+
+
+def start_network(network: nn.Module, initial_weights: str | Path | None, device: torch.device | str) -> nn.Module:
+    """Move a network to its device, with weights from a file if one is named.
+
+    Args:
+        network: the network as the configuration builds it.
+        initial_weights: file of a state dict of the whole network, or None.
+        device: where to train.
+
+    Raises:
+        WeightsError: if the file is missing or belongs to another network.
+    """
+    if initial_weights is not None:
+        network = load_network(network, initial_weights, device)
+    return network.to(device=device, memory_format=torch.channels_last)
+
+
+def parameter_groups(network: nn.Module, learning_rate: float, backbone_learning_rate: float) -> list[dict[str, Any]]:
+    """Sort trainable parameters into groups: backbone or rest, with weight decay or without.
+
+    Norms, biases and other vectors are not decayed.
+
+    Args:
+        network: a `Segmenter`, perhaps with an adapter around its backbone.
+        learning_rate: of everything that is not the backbone.
+        backbone_learning_rate: of the backbone.
+
+    Returns:
+        Groups for a PyTorch optimiser; the first one is decayed and not of the backbone.
+    """
+    inner: Any = network.module if hasattr(network, "module") else network
+    backbone = getattr(inner.backbone, "backbone", inner.backbone)
+    inside = {id(parameter) for parameter in backbone.parameters()}
+    groups = []
+    for rate, of_backbone in ((learning_rate, False), (backbone_learning_rate, True)):
+        for decayed in (True, False):
+            members = [
+                parameter
+                for parameter in network.parameters()
+                if parameter.requires_grad and (id(parameter) in inside) == of_backbone and (parameter.ndim > 1) == decayed
+            ]
+            if members:
+                groups.append({"params": members, "lr": rate, **({} if decayed else {"weight_decay": 0.0})})
+    return groups
+
+
+def connect(trainer: Engine, evaluator: Engine | None, handlers: list[Any]) -> None:
+    """Tell the evaluator's handlers which trainer they belong to."""
+    for handler in handlers:
+        if isinstance(handler, BestWeights | ValidationLog):
+            handler.follow(trainer)

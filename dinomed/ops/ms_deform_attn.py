@@ -97,18 +97,18 @@ def _level_maps(value: Tensor, heights: Sequence[int], widths: Sequence[int], dt
 
 
 def _level_grids(locations: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Turn (B, Q, M, L, P, 2) locations into one contiguous (B * M, Q, P, 2) grid in [-1, 1] per level."""
+    """Turn (B, Q, M, L, P, 2) locations into one contiguous (B * M, P, Q, 2) grid in [-1, 1] per level."""
     batch, queries, heads, _, points, _ = locations.shape
     # One map's length beyond the edge reads zeros as surely as infinity does, and stays finite; NaN passes.
-    grid = locations.to(dtype).clamp(-1.0, 2.0) * 2 - 1
-    levels = grid.permute(3, 0, 2, 1, 4, 5).reshape(-1, batch * heads, queries, points, 2).contiguous()
+    grid = locations.to(dtype).clamp(-1.0, 2.0).mul_(2).sub_(1)
+    levels = grid.permute(3, 0, 2, 4, 1, 5).reshape(-1, batch * heads, points, queries, 2).contiguous()
     return list(levels.unbind(0))
 
 
 def _level_weights(weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Turn (B, Q, M, L, P) weights into one (B * M, 1, Q, P) tensor per level."""
+    """Turn (B, Q, M, L, P) weights into one contiguous (B * M, 1, P, Q) tensor per level."""
     batch, queries, heads, _, points = weights.shape
-    levels = weights.to(dtype).permute(3, 0, 2, 1, 4).reshape(-1, batch * heads, 1, queries, points)
+    levels = weights.to(dtype).permute(3, 0, 2, 4, 1).reshape(-1, batch * heads, 1, points, queries).contiguous()
     return list(levels.unbind(0))
 
 
@@ -123,9 +123,9 @@ def _reference(
         maps = _level_maps(value, heights, widths, dtype)
         grids = _level_grids(sampling_locations, dtype)
         for level, grid, weight in zip(maps, grids, _level_weights(attention_weights, dtype), strict=True):
-            output += (F.grid_sample(level, grid, align_corners=False) * weight).sum(-1)
-    output = output.view(batch, heads * depth, queries).transpose(1, 2)
-    return output.to(value.dtype).contiguous()
+            # Queries innermost, so that the sum over the few points runs along whole vectors.
+            output += F.grid_sample(level, grid, align_corners=False).mul_(weight).sum(2)
+    return output.view(batch, heads * depth, queries).transpose(1, 2).to(value.dtype).contiguous()
 
 
 def _reference_backward(
@@ -139,30 +139,28 @@ def _reference_backward(
     batch, _, heads, depth = value.shape
     _, queries, _, levels, points, _ = sampling_locations.shape
     dtype = _accumulation_dtype(value)
-    inputs = (value, sampling_locations, attention_weights)
     if grad_output.numel() == 0 or attention_weights.numel() == 0:
-        grad_value, grad_locations, grad_weights = (torch.zeros_like(i).contiguous() for i in inputs)
+        inputs = (value, sampling_locations, attention_weights)
+        grad_value, grad_locations, grad_weights = (tensor.new_zeros(tensor.shape) for tensor in inputs)
         return grad_value, grad_locations, grad_weights
-    grad = grad_output.to(dtype).view(batch, queries, heads, depth).permute(0, 2, 3, 1)
-    grad = grad.reshape(batch * heads, depth, queries, 1)
+    grad = grad_output.to(dtype).transpose(1, 2).reshape(batch * heads, depth, 1, queries).contiguous()
     value_parts, location_parts, weight_parts = [], [], []
     maps = _level_maps(value, heights, widths, dtype)
     grids = _level_grids(sampling_locations, dtype)
     for level, grid, weight in zip(maps, grids, _level_weights(attention_weights, dtype), strict=True):
-        samples = F.grid_sample(level, grid, align_corners=False)
-        weight_parts.append((samples * grad).sum(1))
+        weight_parts.append(F.grid_sample(level, grid, align_corners=False).mul_(grad).sum(1))
         grad_level, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
             grad * weight, level, grid, 0, 0, False, [True, True]
         )
-        value_parts.append(grad_level.view(batch, heads, depth, -1).permute(0, 3, 1, 2))
+        value_parts.append(grad_level.view(batch, heads, depth, -1))
         location_parts.append(grad_grid)
-    grad_value = torch.cat(value_parts, dim=1)
-    grad_locations = torch.stack(location_parts).view(levels, batch, heads, queries, points, 2) * 2
-    grad_weights = torch.stack(weight_parts).view(levels, batch, heads, queries, points)
+    grad_value = torch.cat(value_parts, dim=-1).permute(0, 3, 1, 2)
+    grad_locations = torch.stack(location_parts).view(levels, batch, heads, points, queries, 2).mul_(2)
+    grad_weights = torch.stack(weight_parts).view(levels, batch, heads, points, queries)
     return (
         grad_value.to(value.dtype).contiguous(),
-        grad_locations.permute(1, 3, 2, 0, 4, 5).to(sampling_locations.dtype).contiguous(),
-        grad_weights.permute(1, 3, 2, 0, 4).to(attention_weights.dtype).contiguous(),
+        grad_locations.permute(1, 4, 2, 0, 3, 5).to(sampling_locations.dtype).contiguous(),
+        grad_weights.permute(1, 4, 2, 0, 3).to(attention_weights.dtype).contiguous(),
     )
 
 

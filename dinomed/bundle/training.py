@@ -32,6 +32,7 @@ def prepare_run(seed: int, deterministic: bool = True) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time in every step
     torch.backends.cudnn.benchmark = False
     torch.set_flush_denormal(True)
 
@@ -74,14 +75,16 @@ def parameter_groups(network: nn.Module, learning_rate: float, backbone_learning
             members = [
                 parameter
                 for parameter in network.parameters()
-                if parameter.requires_grad and (id(parameter) in inside) == of_backbone and (parameter.ndim > 1) == decayed
+                if parameter.requires_grad
+                and (id(parameter) in inside) == of_backbone
+                and (parameter.ndim > 1) == decayed
             ]
             if members:
                 groups.append({"params": members, "lr": rate, **({} if decayed else {"weight_decay": 0.0})})
     return groups
 
 
-def connect(trainer: Engine, evaluator: Engine | None, handlers: list[Any]) -> None:
+def connect(trainer: Engine, handlers: list[Any]) -> None:
     """Tell the evaluator's handlers which trainer they belong to."""
     for handler in handlers:
         if isinstance(handler, BestWeights | ValidationLog):

@@ -7,7 +7,7 @@ It pads the image to its own `multiple` and gives the maps of the unpadded image
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -79,20 +79,14 @@ class TimmBackbone(Backbone):
 
     family: str
 
-    def __init__(
-        self, name: str, spec: BackboneSpec, model: nn.Module, blocks: nn.ModuleList, layers: Sequence[int]
-    ) -> None:
-        """Hold `model`, tapped after `layers` of its `blocks`."""
+    def __init__(self, name: str, spec: BackboneSpec, model: nn.Module, layers: Sequence[int]) -> None:
+        """Hold `model`, tapped after `layers`."""
         super().__init__()
         self.model: Any = model
         self.name = name
         self.spec = spec
-        self.layers = _absolute_layers(layers, len(blocks))
+        self.layers = _absolute_layers(layers, self.depth)
         self.frozen = False
-        # `forward` never runs what lies behind the last tap, so a gradient would never arrive there.
-        for block in blocks[self.layers[-1] + 1 :]:
-            block.requires_grad_(False)
-        self._behind_last_tap = {id(p) for block in blocks[self.layers[-1] + 1 :] for p in block.parameters()}
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map the image (B, 3, H, W) to one map for each tapped layer."""
@@ -109,8 +103,9 @@ class TimmBackbone(Backbone):
     def set_frozen(self, frozen: bool) -> TimmBackbone:
         """Freeze (evaluation mode and no gradients, whatever `train` is told later) or release the network."""
         self.frozen = frozen
-        for parameter in self.parameters():
-            parameter.requires_grad_(not frozen and id(parameter) not in self._behind_last_tap)
+        self.requires_grad_(not frozen)
+        for module in self._behind_last_tap():
+            module.requires_grad_(False)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> TimmBackbone:
@@ -127,6 +122,10 @@ class TimmBackbone(Backbone):
     @abstractmethod
     def depth(self) -> int:
         """Number of layers that can be tapped."""
+
+    @abstractmethod
+    def _behind_last_tap(self) -> Iterable[nn.Module]:
+        """Give what `forward` never runs: no gradient would arrive there."""
 
     @abstractmethod
     def _padded_tokens(self, image: Tensor, layers: list[int], size: tuple[int, int]) -> list[LayerTokens]:
@@ -151,8 +150,8 @@ class ViTBackbone(TimmBackbone):
 
     def __init__(self, name: str, spec: BackboneSpec, model: nn.Module, layers: Sequence[int]) -> None:
         """Hold timm's `Eva` model and give it a position table that does not change with the mode."""
-        blocks: Any = model.blocks
-        super().__init__(name, spec, model, blocks, layers)
+        super().__init__(name, spec, model, layers)
+        blocks = self.model.blocks
         patch_size: int = self.model.patch_embed.patch_size[0]
         attention = blocks[0].attn
         self.model.rope = RopeTable(attention.head_dim, self.model.rope.temperature, spec.rope_bfloat16)
@@ -167,6 +166,9 @@ class ViTBackbone(TimmBackbone):
     def depth(self) -> int:
         """Number of transformer blocks."""
         return len(self.model.blocks)
+
+    def _behind_last_tap(self) -> Iterable[nn.Module]:
+        return self.model.blocks[self.layers[-1] + 1 :]
 
     def _padded_tokens(self, image: Tensor, layers: list[int], size: tuple[int, int]) -> list[LayerTokens]:
         # Less than one patch is padded, so every patch holds some of the image and nothing is cropped.
@@ -187,20 +189,20 @@ class ConvNeXtBackbone(TimmBackbone):
 
     def __init__(self, name: str, spec: BackboneSpec, model: nn.Module, layers: Sequence[int]) -> None:
         """Hold timm's `ConvNeXt` model."""
-        stages: Any = model.stages
-        super().__init__(name, spec, model, stages, layers)
+        super().__init__(name, spec, model, layers)
         info = self.model.feature_info
         self.channels = [info[i]["num_chs"] for i in self.layers]
         self.strides = [info[i]["reduction"] for i in self.layers]
         self.multiple = info[-1]["reduction"]
-        if self.layers[-1] + 1 < len(stages):
-            self._behind_last_tap |= {id(p) for p in self.model.head.parameters()}
-            self.model.head.requires_grad_(False)
 
     @property
     def depth(self) -> int:
         """Number of stages."""
         return len(self.model.stages)
+
+    def _behind_last_tap(self) -> Iterable[nn.Module]:
+        behind = list(self.model.stages[self.layers[-1] + 1 :])
+        return [*behind, self.model.head] if behind else []
 
     def _padded_tokens(self, image: Tensor, layers: list[int], size: tuple[int, int]) -> list[LayerTokens]:
         maps = self.model.forward_intermediates(image, indices=layers, stop_early=True, intermediates_only=True)

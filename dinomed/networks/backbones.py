@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -138,8 +139,10 @@ class TimmBackbone(Backbone):
                 f"the backbone needs an image of shape (B, {in_channels}, H, W), got {tuple(image.shape)}; "
                 "repeat a grey image along dimension 1"
             )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            height, width = image.shape[-2:]
+        height, width = image.shape[-2:]
+        # An exported graph would hold the switch as a nested graph, which later passes (decomposition, ONNX) refuse.
+        silent = self.frozen and not torch.compiler.is_exporting()
+        with torch.no_grad() if silent else nullcontext():
             return self._padded_tokens(pad_to_multiple(image, self.multiple), layers, (height, width))
 
 

@@ -50,7 +50,7 @@ def read_weights(path: Path) -> Mapping[str, object]:
 
 def damaged(path: Path, error: Exception) -> WeightsError:
     """Make the error for a file that cannot be read."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
     return WeightsError(f"{path} ({path.stat().st_size} bytes) is damaged or no weights file ({reason}): get it anew")
 
 

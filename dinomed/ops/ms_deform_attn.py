@@ -200,8 +200,13 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor
     return grad_value, None, None, grad_locations, grad_weights
 
 
+def _refuse_second_backward(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("ms_deform_attn cannot be differentiated twice; leave create_graph=True out")
+
+
 torch.library.impl("dinomed::ms_deform_attn", "CompositeExplicitAutograd")(_reference)
 torch.library.impl("dinomed::ms_deform_attn_backward", "CompositeExplicitAutograd")(_reference_backward)
 torch.library.register_fake("dinomed::ms_deform_attn")(_fake)
 torch.library.register_fake("dinomed::ms_deform_attn_backward")(_fake_backward)
 torch.library.register_autograd("dinomed::ms_deform_attn", _backward, setup_context=_setup_context)
+torch.library.register_autograd("dinomed::ms_deform_attn_backward", _refuse_second_backward)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dinomed.errors import WeightsError
 from dinomed.networks.hub_weights import fetch_hub_weights
-from dinomed.networks.weight_files import damaged, read_weights
+from dinomed.networks.weight_files import damaged
+from dinomed.networks.weight_files import read_weights as read_weights
 from dinomed.networks.weight_layouts import LAYOUTS, Layout, Piece, find_layout, strip_prefix, unwrap
 
 if TYPE_CHECKING:

@@ -52,3 +52,14 @@ def test_vit_small_decoder_and_head_have_the_published_number_of_parameters() ->
 def test_wrong_strides_are_refused_with_the_fix() -> None:
     with pytest.raises(ValueError, match=r"strides \(16, 16, 16, 16\).*UNetFullDecoder"):
         UNetDecoder([64] * 4, [4, 8, 16, 32])
+
+
+@pytest.mark.parametrize("channels", [[64, 64, 64, 32], [40] * 4])
+def test_unequal_or_indivisible_channels_are_refused(channels: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"equal channels that are a multiple of 16.*use a ViT backbone"):
+        UNetDecoder(channels, [16] * 4)
+
+
+def test_norm_layer_is_the_callers_choice() -> None:
+    decoder = UNetDecoder([64] * 4, [16] * 4, norm_layer=lambda channels: nn.GroupNorm(2, channels))
+    assert not [module for module in decoder.modules() if isinstance(module, nn.BatchNorm2d)]

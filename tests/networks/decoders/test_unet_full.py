@@ -43,3 +43,33 @@ def test_logits_match_the_published_numbers(golden_dir: Path) -> None:
 def test_wrong_strides_are_refused_with_the_fix() -> None:
     with pytest.raises(ValueError, match=r"strides \(4, 8, 16, 32\).*wrap a ViT backbone in DINOv3Adapter"):
         UNetFullDecoder([64] * 4, [16] * 4)
+
+
+def test_default_widths_are_the_published_ones() -> None:
+    decoder = UNetFullDecoder([384] * 4, [4, 8, 16, 32])
+    assert [decoder.bottleneck[0].out_channels, *(block.up.out_channels for block in decoder.blocks)] == [
+        256,
+        128,
+        64,
+        32,
+    ]
+    assert decoder.out_channels == 32
+
+
+def test_maps_of_an_odd_image_are_cropped_to_the_finer_skip() -> None:
+    decoder = UNetFullDecoder([8, 12, 16, 20], [4, 8, 16, 32], decoder_channels=(8, 8, 8, 8)).eval()
+    image = torch.randn(1, 3, 70, 43)
+    maps = [torch.randn(1, c, -(-70 // s), -(-43 // s)) for c, s in zip((8, 12, 16, 20), (4, 8, 16, 32), strict=True)]
+    assert decoder(maps, image).shape == (1, 8, 18, 11)
+
+
+def test_norm_layer_is_the_callers_choice() -> None:
+    decoder = UNetFullDecoder([64] * 4, [4, 8, 16, 32], norm_layer=lambda channels: nn.GroupNorm(4, channels))
+    assert not [module for module in decoder.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_wrong_numbers_of_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="four numbers, coarse to fine"):
+        UNetFullDecoder([64] * 4, [4, 8, 16, 32], decoder_channels=(32, 16, 8))
+    with pytest.raises(ValueError, match="3 channels and 4 strides"):
+        UNetFullDecoder([64] * 3, [4, 8, 16, 32])

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dinomed.inferers.slices import slice_inputs, slices_along
+from dinomed.inferers.slices import SliceInferer, slice_inputs, slices_along
 
-__all__ = ["slice_inputs", "slices_along"]
+__all__ = ["SliceInferer", "slice_inputs", "slices_along"]

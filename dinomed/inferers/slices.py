@@ -3,17 +3,38 @@
 A volume (X, Y, Z) lies on the network grid: x to the right, y to the front, z up (RAS). A slice shows the two axes
 p < q that it does not cut: its rows run along q downwards (descending), its columns along p (ascending), so that
 pictures stand upright. Training and inference cut slices with the functions of this file.
+
+`SliceInferer` runs a 2-D network over the slices of one or more planes and adds up their probabilities as uint8, so
+that classes x volume never exist in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from monai.data import MetaTensor
+from monai.inferers import Inferer, sliding_window_inference
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from dinomed.errors import DinomedError
+from dinomed.inferers.precision import PRECISIONS, resolve_precision
+
+Network = Callable[..., Any]
+Progress = Callable[[int, int], None]
 
 PLANE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The axis that a plane's slices follow, in RAS voxel order."""
+
+SIZE_MULTIPLE = 32
+"""Slices are cropped and padded to a multiple of this, with empty space where the volume ends."""
+
+MARGIN_VOXELS = 4
+FULL_PROBABILITY = 255
 
 
 def _in_plane_axes(axis: int) -> tuple[int, int]:
@@ -80,3 +101,221 @@ def slice_inputs(volume: Tensor, axis: int, indices: Sequence[int] | Tensor, nei
     planes, places = torch.unique(wanted, return_inverse=True)
     upright = volume.index_select(axis, planes.to(volume.device)).permute(axis, q, p).flip(1).contiguous()
     return upright[places.to(volume.device)]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A part of one in-plane axis: `start` to `stop` of the volume, then `padding` voxels beyond its end."""
+
+    start: int
+    stop: int
+    padding: int
+
+
+def _span(filled: Tensor) -> _Span:
+    """Choose the part of an axis that holds everything, in multiples of `SIZE_MULTIPLE` with a small margin."""
+    size = filled.numel()
+    used = torch.nonzero(filled).flatten()
+    first = max(0, int(used[0]) - MARGIN_VOXELS)
+    last = min(size, int(used[-1]) + 1 + MARGIN_VOXELS)
+    length = -(-(last - first) // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    if length >= size:
+        return _Span(0, size, -size % SIZE_MULTIPLE)
+    start = min(max(0, (first + last - length) // 2), size - length)
+    return _Span(start, start + length, 0)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Slices of one plane that go through the network together."""
+
+    axis: int
+    indices: list[int]
+    rows: _Span
+    columns: _Span
+    weight: int
+
+
+class SliceInferer(Inferer):
+    """Segment a volume with a 2-D network, slice by slice, along one or more planes.
+
+    Each voxel's probabilities are averaged over the planes. Slices without anything in them are not run, nor is the
+    margin around everything in the volume; there the background, class 0, is certain. The network should be in eval
+    mode; it may live on another device than the volume.
+    """
+
+    def __init__(
+        self,
+        planes: Sequence[str] = ("axial", "coronal", "sagittal"),
+        neighbours: int = 1,
+        batch_size: int = 8,
+        precision: str = "auto",
+        window: int | None = None,
+        overlap: float = 0.25,
+        skip_empty: bool = True,
+        empty_value: float | None = None,
+        progress: bool | Progress = False,
+    ) -> None:
+        """Choose how to slice.
+
+        Args:
+            planes: Any of "axial", "coronal", "sagittal", each at most once.
+            neighbours: Slices on each side that become input channels; 1 gives three channels.
+            batch_size: Slices (or windows) at a time.
+            precision: "float32", "bfloat16", or "auto", which takes bfloat16 where the device multiplies it natively.
+            window: Side in voxels of the square that slides over larger slices; `None` takes slices whole.
+            overlap: Part of a window that the next one covers again, 0 to below 1.
+            skip_empty: Do not run the network where there is nothing.
+            empty_value: Voxels up to this intensity are empty; by default the volume's minimum.
+            progress: Show a bar, or a function that is called with the slices done and their number.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        super().__init__()
+        planes = (planes,) if isinstance(planes, str) else tuple(planes)
+        if not planes or len(set(planes)) != len(planes) or not set(planes) <= set(PLANE_AXES):
+            raise ValueError(f"planes must be one or more of {', '.join(PLANE_AXES)}, each once, not {planes}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
+        if batch_size < 1 or neighbours < 0:
+            raise ValueError(f"batch_size must be 1 or more and neighbours 0 or more, not {batch_size}, {neighbours}")
+        if not 0 <= overlap < 1 or (window is not None and window < 1):
+            raise ValueError(f"overlap must lie in [0, 1) and window be positive, not {overlap}, {window}")
+        self.planes = planes
+        self.neighbours = neighbours
+        self.batch_size = batch_size
+        self.precision = precision
+        self.window = window
+        self.overlap = overlap
+        self.skip_empty = skip_empty
+        self.empty_value = empty_value
+        self.progress = progress
+
+    def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
+        """Segment volumes.
+
+        Args:
+            inputs: (B, 1, X, Y, Z) floating point on the RAS network grid.
+            network: Maps (n, 2 * neighbours + 1, rows, cols) to logits (n, C, rows, cols).
+            *args: Further arguments of the network.
+            **kwargs: Further arguments of the network.
+
+        Returns:
+            uint8 (B, C, X, Y, Z) on the device of `inputs`, probabilities times 255; a MetaTensor with the meta data of
+            `inputs` if that is one.
+
+        Raises:
+            ValueError: If the input or the network's output has another shape or type.
+            DinomedError: If the network's output is not finite.
+        """
+        if inputs.ndim != 5 or inputs.shape[1] != 1 or 0 in inputs.shape:
+            raise ValueError(
+                f"inputs must have the shape (B, 1, X, Y, Z), not {tuple(inputs.shape)}; add the missing axes"
+            )
+        if not inputs.is_floating_point():
+            raise ValueError(f"inputs must be floating point, not {inputs.dtype}; normalise intensities first")
+        values = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+        device = values.device if parameter is None else parameter.device
+        dtype = resolve_precision(self.precision, device)
+
+        def predict(slices: Tensor) -> Tensor:
+            return _softmax(network(slices, *args, **kwargs), slices)
+
+        # One autocast region for everything: within it, each weight is converted only once.
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            results = [self._infer_volume(volume[0], predict, device) for volume in values]
+        probs = results[0][None] if len(results) == 1 else torch.stack(results)
+        return MetaTensor(probs).copy_meta_from(inputs, copy_attr=True) if isinstance(inputs, MetaTensor) else probs
+
+    def _infer_volume(self, volume: Tensor, predict: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+        """Return probabilities times 255 (C, X, Y, Z) for one volume (X, Y, Z)."""
+        empty = float(volume.amin()) if self.empty_value is None else self.empty_value
+        batches = list(self._batches(volume, empty))
+        total = sum(len(batch.indices) for batch in batches)
+        bar = tqdm(total=total, unit="slice", disable=self.progress is not True)
+        probs: Tensor | None = None
+        done = 0
+        for batch in batches:
+            with torch.inference_mode():
+                slices = self._cut(volume, batch, empty).to(device)
+                part = self._predict_slices(slices, predict).mul_(batch.weight).round_().to(torch.uint8)
+            if probs is None:  # not in inference mode, so that the caller may change it
+                probs = torch.zeros((part.shape[1], *volume.shape), dtype=torch.uint8, device=volume.device)
+                probs[0] = FULL_PROBABILITY
+            _add(probs, part.to(volume.device), batch)
+            done += len(batch.indices)
+            bar.update(len(batch.indices))
+            if callable(self.progress):
+                self.progress(done, total)
+        bar.close()
+        assert probs is not None
+        return probs
+
+    def _batches(self, volume: Tensor, empty: float) -> Iterator[_Batch]:
+        """List the slices to run, in batches that lie side by side in one plane."""
+        filled = [torch.ones(size, dtype=torch.bool) for size in volume.shape]
+        if self.skip_empty:
+            inside = volume > empty
+            columns = inside.any(dim=2)
+            found = [columns.any(dim=1).cpu(), columns.any(dim=0).cpu(), inside.flatten(0, 1).any(dim=0).cpu()]
+            # An empty volume still needs one slice to learn the number of classes.
+            filled = found if bool(found[0].any()) else [torch.arange(size) == 0 for size in volume.shape]
+        for number, plane in enumerate(self.planes):
+            axis = PLANE_AXES[plane]
+            q, p = _in_plane_axes(axis)
+            rows, cols = _span(filled[q]), _span(filled[p])
+            # Whole weights that add up to exactly 255.
+            weight = FULL_PROBABILITY * (number + 1) // len(self.planes) - FULL_PROBABILITY * number // len(self.planes)
+            indices = torch.nonzero(filled[axis]).flatten().tolist()
+            for start in range(0, len(indices), self.batch_size):
+                yield _Batch(axis, indices[start : start + self.batch_size], rows, cols, weight)
+
+    def _cut(self, volume: Tensor, batch: _Batch, empty: float) -> Tensor:
+        """Cut the slices of a batch from the part of the plane that is not empty, and pad them."""
+        q, p = _in_plane_axes(batch.axis)
+        part = volume.narrow(q, batch.rows.start, batch.rows.stop - batch.rows.start)
+        part = part.narrow(p, batch.columns.start, batch.columns.stop - batch.columns.start)
+        slices = slice_inputs(part, batch.axis, batch.indices, self.neighbours).to(torch.float32)
+        # Rows run downwards along q, so the volume's end is at the top.
+        return functional.pad(slices, (0, batch.columns.padding, batch.rows.padding, 0), value=empty)
+
+    def _predict_slices(self, slices: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return float32 probabilities (n, C, rows, cols), from windows where the slices are larger than one."""
+        rows, cols = slices.shape[-2:]
+        if self.window is None or max(rows, cols) <= self.window:
+            return predict(slices)
+        roi = (min(self.window, rows), min(self.window, cols))
+        probs = sliding_window_inference(slices, roi, self.batch_size, predict, self.overlap, mode="gaussian")
+        assert isinstance(probs, Tensor)
+        return probs
+
+
+def _softmax(logits: Any, slices: Tensor) -> Tensor:
+    """Turn a network's output into float32 probabilities, after checking it."""
+    if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[-2:] != slices.shape[-2:]:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the network must map {tuple(slices.shape)} to logits (n, C, rows, cols), not to {shape}")
+    probs = logits.float().softmax(dim=1)
+    if not bool(torch.isfinite(probs.sum())):
+        raise DinomedError("the network's output is not finite; try precision float32, or check input and weights")
+    return probs
+
+
+def _add(probs: Tensor, part: Tensor, batch: _Batch) -> None:
+    """Add the probabilities (n, C, rows, cols) of some slices to those of the volume (C, X, Y, Z)."""
+    q, p = _in_plane_axes(batch.axis)
+    rows, columns = batch.rows, batch.columns
+    part = part[:, :, rows.padding :, : part.shape[-1] - columns.padding].flip(2)
+    # So far the background has the plane's whole weight. uint8 wraps around, so taking it away first does no harm.
+    part[:, 0] -= batch.weight
+    region = probs.narrow(1 + q, rows.start, rows.stop - rows.start)
+    region = region.narrow(1 + p, columns.start, columns.stop - columns.start)
+    region = region.permute(1 + batch.axis, 0, 1 + q, 1 + p)
+    first, last = batch.indices[0], batch.indices[-1]
+    if last - first + 1 == len(batch.indices):
+        region[first : last + 1] += part
+    else:
+        for index, one in zip(batch.indices, part, strict=True):
+            region[index] += one

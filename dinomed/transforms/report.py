@@ -1,0 +1,157 @@
+"""The report of one case as strict JSON: which scan, which model, how much of what, how sure, how long it took.
+
+`docs/results.md` describes every key. The report names the scan's file but none of its patient fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import nibabel
+import numpy as np
+
+from dinomed.transforms.provenance import software_versions, to_json
+from dinomed.transforms.volume_checks import shown
+
+if TYPE_CHECKING:
+    from dinomed.transforms.prediction import Prediction, ResultPaths
+
+SCHEMA = "dinomed-segmentation-1"
+NOTICE = "Not a medical device. For research use; do not base a diagnosis or a treatment on it."
+STAGES = ("load", "preprocess", "infer", "labels", "write")
+LOW_CONFIDENCE = 0.5
+"""Below this mean confidence a label's outline is more often doubtful than not, and the report says so."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Model, device and settings of a run; the same for all of its cases."""
+
+    bundle: str
+    version: str
+    overlay: str | None = None
+    weights_file: str | None = None
+    weights_sha256: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    planes: tuple[str, ...] = ()
+    preprocessing: tuple[Mapping[str, Any], ...] = ()
+
+    def model(self) -> dict[str, Any]:
+        """Return what identifies the model, as the report holds it."""
+        return {
+            "bundle": self.bundle,
+            "version": self.version,
+            "overlay": self.overlay,
+            "weights_file": self.weights_file,
+            "weights_sha256": self.weights_sha256,
+        }
+
+
+def name_labels(names: Mapping[Any, Any] | Sequence[str]) -> dict[int, str]:
+    """Return names by label value, from a sequence in order of value or from a mapping (keys may be digits)."""
+    if isinstance(names, Mapping):
+        return {int(value): str(name) for value, name in sorted(names.items(), key=lambda item: int(item[0]))}
+    return dict(enumerate(str(name) for name in names))
+
+
+def count_voxels(labels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Count the voxels of each of the 256 label values, slab by slab so that no wide copy of the map is made."""
+    counts = np.zeros(256, dtype=np.int64)
+    slowest = int(np.argmax(labels.strides))
+    for slab in np.moveaxis(labels, slowest, 0):
+        counts += np.bincount(slab.ravel(order="K"), minlength=256)
+    return counts
+
+
+def voxel_volume_mm3(affine: np.ndarray[Any, Any]) -> float:
+    """Return the volume of one voxel; right for sheared grids too."""
+    return float(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
+
+
+def label_table(
+    label_names: Mapping[int, str],
+    counts: np.ndarray[Any, np.dtype[np.int64]],
+    mean_confidence: Mapping[int, float | None],
+    affine: np.ndarray[Any, Any],
+) -> list[dict[str, Any]]:
+    """Return one row per label value: value, name, volume_ml, voxels, mean_confidence (None where absent).
+
+    A value without a name that does occur gets a row of its own, so that nothing in the label map goes unreported.
+    """
+    voxel_ml = voxel_volume_mm3(affine) / 1000.0
+    values = sorted(set(label_names) | {int(value) for value in np.flatnonzero(counts)})
+    return [
+        {
+            "value": value,
+            "name": label_names.get(value, f"label {value}"),
+            "volume_ml": int(counts[value]) * voxel_ml,
+            "voxels": int(counts[value]),
+            "mean_confidence": to_json(mean_confidence.get(value)) if counts[value] else None,
+        }
+        for value in values
+    ]
+
+
+def warnings_of(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what a reader of the numbers should know: structures that are absent or doubtful."""
+    foreground = [row for row in table if row["value"] != 0]
+    absent = [row["name"] for row in foreground if row["voxels"] == 0]
+    if foreground and len(absent) == len(foreground):
+        return ["no structure was found; check that the scan shows what the model was made for"]
+    found = [f"{name} was not found" for name in absent]
+    for row in foreground:
+        if row["mean_confidence"] is not None and row["mean_confidence"] < LOW_CONFIDENCE:
+            found.append(f"the mean confidence of {row['name']} is only {row['mean_confidence']:.2f}; check it by eye")
+    return found
+
+
+def build_report(prediction: Prediction, paths: ResultPaths, checksum: str | None) -> dict[str, Any]:
+    """Return the report of one case, made of strict JSON values only."""
+    affine = np.asarray(prediction.grid.affine, dtype=np.float64)
+    run = prediction.run
+    timings = {stage: prediction.timings_s.get(stage) for stage in STAGES}
+    report = {
+        "schema": SCHEMA,
+        "case": shown(prediction.case),
+        "input": {
+            "name": shown(prediction.path.name),
+            "format": prediction.grid.format,
+            "frame": prediction.frame,
+            "sha256": checksum,
+        },
+        "outputs": {
+            "labels": shown(paths.labels.name),
+            "report": shown(paths.report.name),
+            "picture": shown(paths.picture.name),
+        },
+        "model": run.model(),
+        "run": {"device": run.device, "precision": run.precision, "planes": list(run.planes)},
+        "software": software_versions(),
+        "preprocessing": list(run.preprocessing),
+        "grid": _grid(prediction.labels.shape, affine) | {"affine": affine.tolist()},
+        "network_grid": _grid(prediction.image.shape, np.asarray(prediction.image_affine, dtype=np.float64)),
+        "labels": prediction.table,
+        "timings_s": timings,
+        "warnings": warnings_of(prediction.table),
+        "notice": NOTICE,
+    }
+    clean: dict[str, Any] = to_json(report)
+    return clean
+
+
+def _grid(shape: Sequence[int], affine: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+    return {
+        "shape": list(shape),
+        "spacing_mm": np.linalg.norm(affine[:3, :3], axis=0).tolist(),
+        "orientation": "".join(code or "?" for code in nibabel.aff2axcodes(affine)),
+        "voxel_volume_mm3": voxel_volume_mm3(affine),
+    }
+
+
+def to_text(report: Mapping[str, Any]) -> str:
+    """Return the report as JSON text; NaN and infinities are refused."""
+    return json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"

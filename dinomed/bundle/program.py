@@ -1,0 +1,78 @@
+"""Running the programs of a bundle, as `python -m monai.bundle run` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from dinomed.bundle.config import config_file, one_line, overlay_file
+from dinomed.bundle.locate import METADATA, find_bundle
+from dinomed.errors import BundleError, DinomedError
+
+
+def run_program(
+    bundle: str | os.PathLike[str],
+    configs: Sequence[str],
+    run_id: str,
+    overrides: Mapping[str, Any] | None = None,
+    overlay: str | None = None,
+) -> None:
+    """Run an id of a bundle's configuration, from `initialize` to `finalize`.
+
+    Args:
+        bundle: Folder or name of the bundle.
+        configs: Names of the config files, later ones laid over earlier ones.
+        run_id: What to run; `run` where the configuration does not have it.
+        overrides: Values for ids of the configuration.
+        overlay: A variant of the bundle, laid over all.
+
+    Raises:
+        BundleError: If the bundle, a config or an id is not there.
+        DinomedError: As raised by what runs.
+    """
+    root = find_bundle(bundle)
+    files = [config_file(root, name) for name in configs]
+    if overlay is not None:
+        files.append(overlay_file(root, overlay))
+    settings = {"bundle_root": str(root), **(overrides or {})}
+    try:
+        workflow = ConfigWorkflow(
+            config_file=[str(file) for file in files],
+            meta_file=str(root / METADATA),
+            workflow_type="train" if "train" in configs else "infer",
+            run_id=run_id,
+            **settings,
+        )
+    except Exception as error:
+        names = " with ".join(file.name for file in files)
+        raise BundleError(f"{names} of the bundle {root} cannot be read: {one_line(error)}") from error
+    if run_id not in workflow.parser:
+        workflow.run_id = "run"
+    try:
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    except Exception as error:
+        raise_own(error)
+        raise
+
+
+def raise_own(error: BaseException) -> None:
+    """Raise the error of ours inside what MONAI wrapped, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, DinomedError):
+            raise cause from None
+        cause = cause.__cause__
+
+
+def evaluation_configs(root: Path) -> list[str]:
+    """Return the configs that make up the evaluation: by itself, or laid over the training's as in the model zoo."""
+    from monai.bundle import ConfigParser
+
+    alone = ConfigParser.load_config_file(str(config_file(root, "evaluate")))
+    return ["evaluate"] if "bundle_root" in alone else ["train", "evaluate"]

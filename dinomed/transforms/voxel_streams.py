@@ -1,7 +1,7 @@
 """Voxels as they lie in a file, streamed straight to float32.
 
-Sizes that a header claims are compared with the file before anything is allocated, and voxels arrive in pieces of a
-few MB: the peak is one float32 volume, for compressed files too. Damage that only a checksum can show is found, because
+Sizes that a header claims are compared with the file before anything is allocated, and voxels arrive in pieces of
+1 MB: the peak is one float32 volume, for compressed files too. Damage that only a checksum can show is found, because
 compressed streams are read to their end; readers that stop after the last voxel return what a damaged stream gave.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Encoding = Literal["raw", "deflate", "bzip2"]
 
-PIECE_BYTES = 1 << 22
+PIECE_BYTES = 1 << 20
 # Most that one byte of a compressed stream can become. Source: deflate, RFC 1951 (258 bytes from two bits);
 # bzip2 turns 45 MB of one value into some 40 bytes.
 MOST_EXPANSION = {"raw": 1, "deflate": 1032, "bzip2": 1_200_000}
@@ -108,7 +108,7 @@ class Inflater:
             if self._decoder.eof and not self._begin_next_member():
                 return b""
             if not self._packed:
-                self._packed = self._stream.read(PIECE_BYTES // 16)
+                self._packed = self._stream.read(PIECE_BYTES // 8)
             exhausted = not self._packed
             piece = self._decoder.decompress(self._packed, count)
             self._packed = self._decoder.unconsumed_tail
@@ -118,7 +118,7 @@ class Inflater:
                 raise EOFError("the compressed data stops in the middle")
 
     def _begin_next_member(self) -> bool:
-        self._packed = self._decoder.unused_data or self._stream.read(PIECE_BYTES // 16)
+        self._packed = self._decoder.unused_data or self._stream.read(PIECE_BYTES // 8)
         if len(self._packed) == 1:
             self._packed += self._stream.read(1)
         if not self._packed.startswith(b"\x1f\x8b"):
@@ -247,7 +247,7 @@ class _Source:
 
 
 def _pieces(source: _Source, stored: StoredVoxels, frame: int) -> Iterator[npt.NDArray[np.generic]]:
-    """Stored voxels of one frame in order, a few MB at a time."""
+    """Stored voxels of one frame in order, 1 MB at a time."""
     itemsize = stored.dtype.itemsize
     axis = len(stored.shape) if stored.frame_axis is None else stored.frame_axis
     inner, outer = product(stored.shape[:axis]), product(stored.shape[axis + 1 :])

@@ -109,12 +109,15 @@ class Predictor:
         )
         return cls(root, parser, network, chosen, run)
 
-    def segment(self, path: str | os.PathLike[str], frame: int | None = None) -> Prediction:
+    def segment(
+        self, path: str | os.PathLike[str], frame: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> Prediction:
         """Segment one scan.
 
         Args:
             path: Volume file or DICOM series folder.
             frame: Frame of a 4-D scan, from 0; None where there is only one.
+            progress: Called with the slices done and their number.
 
         Returns:
             Labels on the scan's own grid, with volumes, confidence and timings.
@@ -122,8 +125,10 @@ class Predictor:
         Raises:
             VolumeError: If the scan cannot be read or segmented.
             InputError: If the memory does not suffice.
+            DinomedError: If the network's output is not finite.
         """
         self._choose_frame(frame)
+        self._inferer.progress = progress or False
         timings: dict[str, float | None] = {}
         try:
             with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 
 from dinomed.bundle.check_config import check_config
 from dinomed.bundle.checkpoint import load_network
-from dinomed.bundle.config import SUFFIXES, config_file, overlays, read_configs, resolve
+from dinomed.bundle.config import SUFFIXES, config_file, config_names, program_configs, read_configs, resolve
 from dinomed.bundle.locate import METADATA, WEIGHTS, find_bundle, read_metadata
 from dinomed.errors import BundleError, DinomedError
 
@@ -27,13 +27,6 @@ REQUIRED_METADATA = (
 REQUIRED_TENSOR_FIELDS = (
     *("type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def"),
 )
-PROGRAMS = {
-    # program: the config files that make it up and the kind of workflow that MONAI sees in it
-    "train": (("train",), "train"),
-    "inference": (("inference",), "infer"),
-    "evaluate": (("evaluate",), "infer"),
-    "multi_gpu_train": (("train", "multi_gpu_train"), "train"),
-}
 FAKE_SIZE = 64
 """Extent of a `*` in the metadata when the network is tried."""
 
@@ -150,30 +143,25 @@ def _check_versions(metadata: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _check_programs(root: Path) -> Iterator[Finding]:
-    programs = {name: spec for name, spec in PROGRAMS.items() if _has_config(root, name)}
-    for overlay in overlays(root):
-        programs[overlay] = (("inference", overlay), "infer")
-    for name, (files, kind) in programs.items():
-        yield from _guarded(f"config {name}", partial(_check_program, root, files, kind))
+    for name in config_names(root):
+        yield from _guarded(f"config {name}", partial(_check_program, root, name))
 
 
-def _has_config(root: Path, name: str) -> bool:
-    return any((root / "configs" / f"{name}{suffix}").is_file() for suffix in SUFFIXES)
-
-
-def _check_program(root: Path, files: tuple[str, ...], kind: str) -> Iterator[Finding]:
-    parser = _read(root, files)
-    if files == ("evaluate",) and "bundle_root" not in parser:  # laid over train, as in MONAI's model zoo
-        files = ("train", "evaluate")
-        parser = _read(root, files)
-    label = f"config {'+'.join(files)}"
+def _check_program(root: Path, name: str) -> Iterator[Finding]:
+    try:
+        names = program_configs(root, name)
+    except BundleError:
+        names = [name]  # its problems are listed one by one below
+    parser = _read(root, names)
+    label = f"config {'+'.join(names)}"
     yield Finding(True, f"{label} parses")
+    kind = "train" if "train" in name else "infer"
     for what, problems in check_config(parser, kind).items():
         yield Finding(not problems, f"{label} {what}", "; ".join(problems[:8]))
 
 
-def _read(root: Path, files: tuple[str, ...]) -> ConfigParser:
-    return read_configs(root, [config_file(root, name) for name in files])
+def _read(root: Path, names: Sequence[str]) -> ConfigParser:
+    return read_configs(root, [config_file(root, name) for name in names])
 
 
 def _check_network(root: Path) -> Iterator[Finding]:

@@ -11,9 +11,11 @@ from pydoc import ErrorDuringImport, locate
 from types import ModuleType
 from typing import Any
 
-from monai.bundle import ConfigComponent, ConfigExpression, ConfigItem, ConfigParser, ReferenceResolver
+from monai.bundle import ConfigComponent, ConfigExpression, ConfigItem, ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
+
+from dinomed.bundle.config import unresolved_references
 
 PROPERTIES = {"train": TrainProperties, "infer": InferProperties}
 REFERENCE = re.compile(r"@[\w:#]+")
@@ -29,7 +31,7 @@ def check_config(parser: ConfigParser, kind: str) -> dict[str, list[str]]:
     Returns:
         What was checked, each with its problems in words.
     """
-    parser.parse(reset=True)
+    missing = unresolved_references(parser)
     items: dict[str, ConfigItem] = parser.ref_resolver.items
     known = set(parser.globals) | set(dir(builtins)) | {"__local_refs"}
     modules: dict[str, Any] = dict(parser.globals)
@@ -38,22 +40,13 @@ def check_config(parser: ConfigParser, kind: str) -> dict[str, list[str]]:
             modules |= _imported(item.get_config()[1:])
     known |= set(modules)
     return {
-        "references resolve": [text for id_, item in items.items() for text in _references(id_, item, items)],
+        "references resolve": missing,
         "targets can be imported": [text for id_, item in items.items() for text in _target(id_, item)],
         "expressions make sense": [
             text for id_, item in items.items() for text in _expression(id_, item, known, modules)
         ],
         "properties that MONAI expects": _properties(parser, kind),
     }
-
-
-def _references(id_: str, item: ConfigItem, items: dict[str, ConfigItem]) -> Iterator[str]:
-    config = item.get_config()
-    if not isinstance(config, str):
-        return
-    for reference in ReferenceResolver.match_refs_pattern(config):
-        if reference not in items:
-            yield f"{id_} refers to @{reference}, which is not defined"
 
 
 def _target(id_: str, item: ConfigItem) -> Iterator[str]:

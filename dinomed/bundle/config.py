@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ReferenceResolver
 
 from dinomed.bundle.locate import METADATA
 from dinomed.errors import BundleError, DinomedError
 
 SUFFIXES = (".yaml", ".yml", ".json")
-PROGRAMS = ("train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate", "metadata", "train_continue")
-"""Configs that are programs of their own (or no program at all), not variants of one."""
+NO_VARIANTS = ("metadata", "train", "inference", "evaluate", "multi_gpu_")
+"""Starts of the names of configs that are no variants of the inference: `evaluate_files` changes the evaluation."""
+
+BASES = ((), ("inference",), ("train",), ("inference", "evaluate"), ("train", "evaluate"))
+"""What a config may be laid over."""
 
 
 def config_file(root: Path, name: str) -> Path:
@@ -32,8 +35,51 @@ def config_file(root: Path, name: str) -> Path:
 
 def overlays(root: Path) -> list[str]:
     """Return the names of the variants that a bundle offers."""
-    stems = {path.stem for path in (root / "configs").iterdir() if path.suffix in SUFFIXES}
-    return sorted(stem for stem in stems if stem not in PROGRAMS)
+    return [name for name in config_names(root) if not name.startswith(NO_VARIANTS)]
+
+
+def config_names(root: Path) -> list[str]:
+    """Return the names of a bundle's configs, `metadata` left out."""
+    paths = (root / "configs").iterdir() if (root / "configs").is_dir() else ()
+    return sorted({path.stem for path in paths if path.suffix in SUFFIXES} - {"metadata"})
+
+
+def program_configs(root: Path, name: str) -> list[str]:
+    """Return the configs that make up a program: a config by itself, or what it must be laid over and then itself.
+
+    Raises:
+        BundleError: If there is no such config, or it makes sense neither alone nor over another one.
+    """
+    own = config_file(root, name)
+    reason = ""
+    for base in BASES:
+        if name in base or not set(base) <= set(config_names(root)):
+            continue
+        try:
+            parser = read_configs(root, [*(config_file(root, each) for each in base), own])
+        except BundleError as error:
+            reason = reason or str(error)
+            continue
+        if "bundle_root" not in parser:
+            continue
+        missing = unresolved_references(parser)
+        if not missing:
+            return [*base, name]
+        reason = "; ".join(missing[:3])
+    raise BundleError(f"{own} makes sense neither alone nor over another config of the bundle ({reason}); correct it")
+
+
+def unresolved_references(parser: ConfigParser) -> list[str]:
+    """Say which ids of a configuration refer to ids that are not there."""
+    parser.parse(reset=True)
+    items = parser.ref_resolver.items
+    return [
+        f"{id_} refers to @{reference}, which is not defined"
+        for id_, item in items.items()
+        if isinstance(item.get_config(), str)
+        for reference in ReferenceResolver.match_refs_pattern(item.get_config())
+        if reference not in items
+    ]
 
 
 def overlay_file(root: Path, overlay: str | os.PathLike[str]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
@@ -68,11 +67,3 @@ def raise_own(error: BaseException) -> None:
         if isinstance(cause, DinomedError):
             raise cause from None
         cause = cause.__cause__
-
-
-def evaluation_configs(root: Path) -> list[str]:
-    """Return the configs that make up the evaluation: by itself, or laid over the training's as in the model zoo."""
-    from monai.bundle import ConfigParser
-
-    alone = ConfigParser.load_config_file(str(config_file(root, "evaluate")))
-    return ["evaluate"] if "bundle_root" in alone else ["train", "evaluate"]

@@ -1,0 +1,87 @@
+"""Which scans a command works on, and what their results are called."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dinomed.errors import InputError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: the file or DICOM folder, and the name that its results carry."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An input that is no scan and holds none, with the sentence that says so."""
+
+    given: str
+    reason: str
+
+
+def find_cases(inputs: Sequence[str]) -> tuple[list[Case], list[Refused]]:
+    """Turn files and folders into cases with names of their own.
+
+    A folder that holds DICOM files is one scan; any other folder stands for the scans in it. A scan that is given
+    twice counts once.
+    """
+    from dinomed.transforms.volumes import find_volumes, is_volume_path
+
+    paths: list[Path] = []
+    refused: list[Refused] = []
+    for given in inputs:
+        path = Path(given)
+        try:
+            if not path.is_dir() or is_volume_path(path):
+                paths.append(path)  # whatever is wrong with a file comes out when it is read
+                continue
+            found = find_volumes(path)
+            if not found:
+                raise InputError(
+                    f"{given} holds no scan; give a folder with NIfTI, NRRD, MetaImage, MGH or DICOM files"
+                )
+            paths += found
+        except InputError as error:
+            refused.append(Refused(given, str(error)))
+    return name_cases(paths), refused
+
+
+def name_cases(paths: Sequence[Path]) -> list[Case]:
+    """Name each scan after its file, and where names collide after its folders and file.
+
+    Case does not count, since not every disk tells it apart.
+
+    Raises:
+        VolumeError: If a path has no name at all.
+    """
+    from dinomed.transforms.volumes import case_name
+
+    unique = list({os.path.realpath(path): path for path in paths}.values())
+    plain = {path: case_name(path) for path in unique}
+    whole = {path: path.name.replace(".", "_") for path in unique}  # for t1.nii and t1.nrrd in one folder
+    names = dict(plain)
+    for depth in range(1, max((len(_parents(path)) for path in unique), default=0) + 1):
+        _rename(names, {path: "_".join([*_parents(path)[-depth:], plain[path]]) for path in unique})
+    _rename(names, whole)
+    _rename(names, {path: "_".join([*_parents(path), whole[path]]) for path in unique})
+    return [Case(path, name) for path, name in names.items()]
+
+
+def _rename(names: dict[Path, str], longer: Mapping[Path, str]) -> None:
+    """Give longer names to those that share theirs, unless that tells none of them apart."""
+    counts = Counter(name.casefold() for name in names.values())
+    colliding = [path for path, name in names.items() if counts[name.casefold()] > 1]
+    if len({longer[path].casefold() for path in colliding}) > len({names[path].casefold() for path in colliding}):
+        names.update({path: longer[path] for path in colliding})
+
+
+def _parents(path: Path) -> list[str]:
+    return [part for part in Path(os.path.abspath(path)).parent.parts if part != os.sep]

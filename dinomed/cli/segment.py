@@ -1,0 +1,162 @@
+"""`dinomed segment`: label maps for scans, files or folders of them, with one model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinomed.cli.cases import Case, find_cases
+from dinomed.cli.run_log import CaseResult, RunLog
+from dinomed.errors import DinomedError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from dinomed.predictor import Predictor
+
+EPILOG = """
+A folder stands for the scans in it and in the folders directly inside; one with DICOM files is one scan. Each case
+gives CASE_seg.nii.gz, CASE_seg.json and CASE_seg.png; cases that are done already, by the same model from the same
+scan, are skipped, so that a run that was stopped goes on where it was. One bad case does not stop the others.
+Exit status: 0 all is done, 2 an input was at fault, 1 an error in dinomed. Not a medical device.
+"""
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the verb's arguments."""
+    parser = verbs.add_parser("segment", help="segment scans", description=__doc__, epilog=EPILOG)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="scan, DICOM folder, or folder of scans")
+    parser.add_argument("--bundle", required=True, metavar="NAME_OR_PATH", help="model, see `dinomed bundle list`")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the results, made if absent")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--precision", default="auto", help="auto (default), float32 or bfloat16")
+    parser.add_argument("--planes", help="such as axial or axial,coronal; fewer are faster (default: the bundle's)")
+    parser.add_argument("--overlay", metavar="NAME_OR_FILE", help="variant of the bundle, by name or as a YAML file")
+    parser.add_argument("--weights", metavar="FILE", help="weights to use instead of the bundle's")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="slices at a time (default: the bundle's)")
+    parser.add_argument("--frame", type=int, metavar="N", help="frame of 4-D scans, from 0")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Segment all cases; the summary goes to stdout and to summary.json, progress to stderr.
+
+    Raises:
+        InputError: If nothing can be done at all: no scan, no model, no place for the results.
+    """
+    from dinomed.cli.quiet import silence_third_parties
+
+    silence_third_parties()
+    output = Path(arguments.output)
+    check_output(output)
+    cases, refused = find_cases(arguments.inputs)
+    if not cases and len(refused) == 1:
+        raise InputError(refused[0].reason)
+    if not cases:
+        raise InputError("; ".join(each.reason for each in refused))
+
+    from dinomed.predictor import Predictor
+
+    predictor = Predictor.from_bundle(
+        arguments.bundle,
+        device=arguments.device,
+        precision=arguments.precision,
+        planes=arguments.planes,
+        overlay=arguments.overlay,
+        weights=arguments.weights,
+        batch_size=arguments.batch_size,
+    )
+    with RunLog(output, predictor.run, len(cases) + len(refused)) as log:
+        for each in refused:
+            log.add(CaseResult(each.given, None, "failed", message=each.reason, users_fault=True))
+        for case in cases:
+            log.start(case.name)
+            log.add(segment_case(predictor, case, output, arguments.frame, arguments.overwrite, log.advance))
+        log.finish(as_json=arguments.json)
+        return log.exit_status
+
+
+def check_output(folder: Path) -> None:
+    """Try to write where the results will go, before anything else takes time; nothing is left behind.
+
+    Raises:
+        OutputError: If that fails.
+    """
+    import tempfile
+
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot take the results ({error.strerror or error}); give --output a folder you may write to"
+        ) from error
+
+
+def segment_case(
+    predictor: Predictor,
+    case: Case,
+    output: Path,
+    frame: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> CaseResult:
+    """Segment one case and write its results; whatever goes wrong becomes part of the answer."""
+    import time
+
+    from dinomed.cli.main import describe
+
+    started_s = time.perf_counter()
+    result = CaseResult(str(case.path), case.name, "failed")
+    try:
+        if not overwrite and is_done(predictor, case, output, frame):
+            result.status, result.message = "skipped", "done before; --overwrite does it again"
+            return result
+        prediction = predictor.segment(case.path, frame, progress)
+        prediction.case = case.name
+        # Whatever is there now is our own and incomplete, or is to be replaced: `is_done` refuses the rest.
+        paths = prediction.save(output, overwrite=True)
+        result.status = "done"
+        result.outputs = [path.name for path in (paths.labels, paths.report, paths.picture)]
+        result.volumes_ml = prediction.volumes_ml
+    except InputError as error:
+        result.message, result.users_fault = str(error), True
+    except DinomedError as error:
+        result.message = str(error)
+    except Exception as error:
+        result.message = f"internal error, please report it: {describe(error)}"
+    result.seconds = time.perf_counter() - started_s
+    return result
+
+
+def is_done(predictor: Predictor, case: Case, output: Path, frame: int | None) -> bool:
+    """Say whether this very job was done before.
+
+    Raises:
+        OutputError: If there are results of another scan or model, which must not be lost.
+    """
+    from dinomed.transforms.prediction import ResultPaths, read_report
+    from dinomed.transforms.provenance import scan_sha256
+
+    paths = ResultPaths.of(output, case.name)
+    existing = paths.existing()
+    if not existing:
+        return False
+    report = read_report(paths.report) or {}
+    try:
+        checksum = scan_sha256(case.path)
+    except OSError as error:
+        raise InputError(f"{case.path} cannot be read ({error.strerror}); check the path and your rights") from error
+    earlier = (report.get("input") or {}, report.get("model"), (report.get("run") or {}).get("planes"))
+    same_scan = checksum is not None and earlier[0].get("sha256") == checksum and earlier[0].get("frame") == frame
+    if not same_scan or earlier[1:] != (predictor.run.model(), list(predictor.run.planes)):
+        raise OutputError(
+            f"{existing[0]} exists already and is not known to come from this scan and model; "
+            "pass --overwrite, or choose another output folder"
+        )
+    return len(existing) == 3

@@ -1,0 +1,64 @@
+"""`dinomed train`: run a bundle's training, as `python -m monai.bundle run training` does."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+from dinomed.errors import InputError
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the verb's arguments."""
+    parser = verbs.add_parser("train", help="train a bundle", description=__doc__)
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `train` and `evaluate` share."""
+    parser.add_argument("bundle", metavar="NAME_OR_PATH")
+    parser.add_argument("--overlay", metavar="NAME_OR_FILE", help="variant of the bundle, by name or as a YAML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="ID=VALUE",
+        dest="settings",
+        help="set an id of the config, such as max_epochs=3 or dataset_dir=/data; may be repeated",
+    )
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Turn `id=value` texts into values: Python literals where they are some, text where not.
+
+    Raises:
+        InputError: If one has no `=`.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {setting} has no value; write --set ID=VALUE")
+        named = {"true": True, "false": False, "null": None}
+        try:
+            values[key] = named[text.lower()] if text.lower() in named else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train.
+
+    Raises:
+        InputError: If the bundle, an id or the data cannot be used.
+    """
+    settings = read_settings(arguments.settings)
+
+    from dinomed.bundle.program import run_program
+
+    run_program(arguments.bundle, ["train"], "training", settings, arguments.overlay)
+    return 0

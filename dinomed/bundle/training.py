@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine
-from torch import nn
+from torch import distributed, nn
 
 from dinomed.bundle.checkpoint import load_network
+from dinomed.errors import InputError
 from dinomed.handlers.logs import ValidationLog
 from dinomed.handlers.resume import BestWeights
 
@@ -89,3 +91,54 @@ def connect(trainer: Engine, handlers: list[Any]) -> None:
     for handler in handlers:
         if isinstance(handler, BestWeights | ValidationLog):
             handler.follow(trainer)
+
+
+def process_count() -> int:
+    """Number of processes that torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_device() -> torch.device:
+    """Device of this process: its own GPU, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def join_processes() -> None:
+    """Meet the other processes; through NCCL on GPUs, through Gloo on CPUs.
+
+    Raises:
+        InputError: if torchrun did not start this process.
+    """
+    if "RANK" not in os.environ:
+        raise InputError(
+            "multi_gpu_train.yaml needs torchrun; start it with torchrun --nproc_per_node N -m monai.bundle"
+        )
+    if distributed.is_initialized():
+        return
+    device = process_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if distributed.get_rank() != 0:
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+def leave_processes() -> None:
+    """Part from the other processes."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def distribute(network: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a network so that all processes train it together.
+
+    Batch norm sees the slices of all processes on GPUs; PyTorch has no such batch norm for CPUs, where each process
+    normalises its own slices and the running statistics are those of the first.
+    """
+    join_processes()
+    if device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return nn.parallel.DistributedDataParallel(network, device_ids=[device.index])
+    return nn.parallel.DistributedDataParallel(network)

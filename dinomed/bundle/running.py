@@ -1,0 +1,58 @@
+"""What inference and evaluation configurations need beyond single expressions: lists of files, the bundle's version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinomed.bundle.locate import read_metadata
+from dinomed.errors import InputError
+from dinomed.transforms.volumes import case_name, find_volumes
+
+Paths = str | Path | Sequence[str | Path] | None
+
+
+def list_scans(source: Paths) -> list[Path]:
+    """List the scans that an input names: a file, a DICOM folder, a folder of scans, or a list of these.
+
+    Raises:
+        InputError: If there is nothing; an engine would only warn and end as if all were well.
+    """
+    if source is None:
+        raise InputError("no scans are named; set input to a scan or to a folder of scans")
+    given = [source] if isinstance(source, str | Path) else list(source)
+    found: list[Path] = []
+    for entry in given:
+        path = Path(entry).expanduser()
+        found += find_volumes(path) if path.is_dir() else [path]
+    if not found:
+        raise InputError(f"{', '.join(map(str, given))}: no scans here; set input to a scan or to a folder of scans")
+    return found
+
+
+def list_cases(source: Paths) -> list[dict[str, str]]:
+    """List scans as items of a MONAI dataset with the key "image"; raises as `list_scans`."""
+    return [{"image": str(path)} for path in list_scans(source)]
+
+
+def list_pairs(source: Paths, reference: Paths) -> list[dict[str, str]]:
+    """Pair scans with reference label maps, as items with the keys "image" and "label".
+
+    One scan goes with one label map whatever they are called; several are matched by case name.
+
+    Raises:
+        InputError: If either is empty, or a scan has no label map.
+    """
+    scans, labels = list_scans(source), list_scans(reference)
+    if len(scans) == len(labels) == 1:
+        return [{"image": str(scans[0]), "label": str(labels[0])}]
+    by_name = {case_name(path): path for path in labels}
+    missing = [path.name for path in scans if case_name(path) not in by_name]
+    if missing:
+        raise InputError(f"no label map of the same name for {', '.join(missing)}; name reference files as the scans")
+    return [{"image": str(path), "label": str(by_name[case_name(path)])} for path in scans]
+
+
+def bundle_version(bundle_root: str | Path) -> str:
+    """Version of a bundle, from its metadata."""
+    return str(read_metadata(Path(bundle_root)).get("version", ""))

@@ -1,0 +1,87 @@
+"""Reference label maps on the grid of the scan that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from dinomed.errors import VolumeError
+from dinomed.transforms.labels import map_labels
+from dinomed.transforms.volumes import read_volume
+
+Affine = npt.NDArray[np.float64]
+
+
+def labels_on_grid(
+    labels: npt.NDArray[np.integer[Any]], affine: Affine, shape: tuple[int, int, int], target_affine: Affine
+) -> npt.NDArray[np.integer[Any]]:
+    """Look up the nearest label at every voxel of another grid, slice by slice; 0 outside the label map.
+
+    Args:
+        labels: (X, Y, Z) label map.
+        affine: (4, 4), its voxels to millimetres.
+        shape: of the other grid.
+        target_affine: (4, 4), the other grid's voxels to the same millimetres.
+
+    Returns:
+        Label map of the given shape.
+    """
+    if labels.shape == shape and np.allclose(affine, target_affine, atol=1e-4):
+        return labels
+    matrix = np.linalg.solve(affine, target_affine)
+    result = np.zeros(shape, dtype=labels.dtype)
+    rows, columns = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
+    for index in range(shape[0]):
+        voxels = [np.rint(m[0] * index + m[1] * rows + m[2] * columns + m[3]).astype(np.int64) for m in matrix[:3]]
+        inside = np.logical_and.reduce([(v >= 0) & (v < n) for v, n in zip(voxels, labels.shape, strict=True)])
+        result[index][inside] = labels[tuple(v[inside] for v in voxels)]
+    return result
+
+
+class LoadReferenceLabelsd(MapTransform):
+    """Read a label map and bring it to the native grid of a scan that `ToNetworkGridd` has prepared.
+
+    Args:
+        keys: Entries that hold a path each; they become uint8 MetaTensors (1, X, Y, Z).
+        image_key: The scan, whose meta data hold `native_shape` and `native_affine`.
+        mapping: Label of each number in the file; other numbers become 0.
+        allow_missing_keys: Whether entries may be absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        image_key: str,
+        mapping: Mapping[int | str, int],
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_key = image_key
+        self.mapping = mapping
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the dictionary with label maps under the keys.
+
+        Raises:
+            VolumeError: If a file cannot be read or does not hold whole numbers.
+        """
+        out = dict(data)
+        meta = out[self.image_key].meta
+        shape = tuple(int(n) for n in meta["native_shape"])
+        affine = np.asarray(meta["native_affine"], dtype=np.float64)
+        for key in self.key_iterator(out):
+            volume = read_volume(out[key])
+            values = np.rint(volume.array)
+            if not np.array_equal(values, volume.array):
+                raise VolumeError(f"{volume.path}: holds numbers that are not whole; give a label map as reference")
+            mapped = map_labels(torch.from_numpy(values.astype(np.int32)), self.mapping).numpy()
+            on_grid = labels_on_grid(mapped, volume.affine, (shape[0], shape[1], shape[2]), affine)
+            out[key] = MetaTensor(torch.from_numpy(on_grid)[None], affine=torch.from_numpy(affine.copy()))
+        return out

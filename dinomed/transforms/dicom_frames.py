@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pydicom
 
 from dinomed.errors import VolumeError
-from dinomed.transforms.volume_checks import COPY_AGAIN, ValueSpread, cause_of, check_memory, refusal, shown
+from dinomed.transforms.volume_checks import COPY_AGAIN, ValueSpread, cause_of, check_memory, excerpt, refusal, shown
 from dinomed.transforms.voxel_streams import to_float32
 
 DECODE_FIRST = "copy it again, or save it uncompressed first, for example with gdcmconv --raw"
@@ -136,7 +136,7 @@ def _check_grey(path: Path, header: Any) -> None:
     samples = int(header.get("SamplesPerPixel", 1) or 1)
     meaning = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if samples != 1 or not meaning.startswith("MONOCHROME"):
-        raise refusal(path, f"holds colours ({shown(meaning)})", "give the series with the scan itself")
+        raise refusal(path, f"holds colours ({excerpt(meaning)})", "give the series with the scan itself")
     if header.get("ModalityLUTSequence"):
         raise refusal(
             path, "translates its values by a table (Modality LUT)", "export it with rescale slope and intercept"

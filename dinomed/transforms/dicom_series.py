@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pydicom
 
 from dinomed.transforms.dicom_frames import Slice, slices_of
-from dinomed.transforms.volume_checks import COPY_AGAIN, cause_of, refusal, shown, two_dimensional
+from dinomed.transforms.volume_checks import COPY_AGAIN, cause_of, excerpt, refusal, shown, two_dimensional
 
 HEADER_TAGS = [
     "BitsAllocated",
@@ -159,8 +159,8 @@ def _only_series(folder: Path, series: dict[str, list[tuple[Path, Any]]]) -> lis
         raise refusal(folder, "is a folder that holds no DICOM images", remedy)
     if len(series) > 1:
         listed = [
-            f"series {header.get('SeriesNumber', '?')} ({header.get('Modality', '?')}, {len(images)} files,"
-            f" UID {shown(uid)}, with {shown(images[0][0].name)})"
+            f"series {excerpt(header.get('SeriesNumber', '?'))} ({excerpt(header.get('Modality', '?'))},"
+            f" {len(images)} files, UID {excerpt(uid, 64)}, with {shown(images[0][0].name)})"
             for uid, images in list(series.items())[:MOST_SERIES_LISTED]
             for header in [images[0][1]]
         ]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinomed.errors import VolumeError
-from dinomed.transforms.volume_checks import COPY_AGAIN, damaged, product, refusal, split_frames
+from dinomed.transforms.volume_checks import COPY_AGAIN, damaged, excerpt, product, refusal, split_frames
 from dinomed.transforms.voxel_streams import (
     ScanHeader,
     StoredVoxels,
@@ -100,7 +100,9 @@ def _stored(
     path: Path, fields: dict[str, str], shape: tuple[int, ...], frame_axis: int | None, header_bytes: int
 ) -> StoredVoxels:
     if fields["ElementType"] not in DTYPES:
-        raise refusal(path, f"holds voxels of type {fields['ElementType']}", "save it with integer or real voxels")
+        raise refusal(
+            path, f"holds voxels of type {excerpt(fields['ElementType'])}", "save it with integer or real voxels"
+        )
     if not _is_true(fields.get("BinaryData", "True")):
         raise refusal(path, "holds its voxels as text", "save it with binary voxels")
     is_big = _is_true(fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")))

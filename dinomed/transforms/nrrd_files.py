@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinomed.errors import VolumeError
-from dinomed.transforms.volume_checks import COPY_AGAIN, damaged, product, refusal, split_frames
+from dinomed.transforms.volume_checks import COPY_AGAIN, damaged, excerpt, product, refusal, split_frames
 from dinomed.transforms.voxel_streams import (
     Encoding,
     ScanHeader,
@@ -106,12 +106,14 @@ def _interpret(path: Path, fields: dict[str, str], header_bytes: int) -> ScanHea
 def _frame_axis(path: Path, fields: dict[str, str], sizes: tuple[int, ...]) -> int | None:
     """The one axis that is not space: without a direction, or of a kind that is a list or time."""
     if min(sizes, default=0) < 1:
-        raise refusal(path, f"claims the sizes {fields['sizes']}", "its header is damaged: export it again")
+        raise refusal(path, f"claims the sizes {excerpt(fields['sizes'])}", "its header is damaged: export it again")
     kinds = fields.get("kinds", "").lower().split()
     other = [kind for kind in kinds if kind not in SPATIAL_KINDS + FRAME_KINDS]
     if other:
         raise refusal(
-            path, f"holds colours, complex numbers or tensors ({other[0]})", "give a scan of single intensities"
+            path,
+            f"holds colours, complex numbers or tensors ({excerpt(other[0])})",
+            "give a scan of single intensities",
         )
     axes = [axis for axis, kind in enumerate(kinds) if kind in FRAME_KINDS]
     if "space directions" in fields:
@@ -128,10 +130,10 @@ def _stored(
 ) -> StoredVoxels:
     types = [code for code, names in DTYPES.items() if fields["type"].lower() in names]
     if not types:
-        raise refusal(path, f"holds voxels of type {fields['type']}", "save it with integer or real voxels")
+        raise refusal(path, f"holds voxels of type {excerpt(fields['type'])}", "save it with integer or real voxels")
     encoding = ENCODINGS.get(fields["encoding"].lower())
     if encoding is None:
-        raise refusal(path, f"is encoded as {fields['encoding']}", "save it with raw or gzip encoding")
+        raise refusal(path, f"is encoded as {excerpt(fields['encoding'])}", "save it with raw or gzip encoding")
     if int(fields.get("line skip", fields.get("lineskip", "0"))) != 0:
         raise refusal(path, "has text lines before its voxels (line skip)", "save it again as one .nrrd file")
     order = ">" if fields.get("endian", "little").lower() == "big" else "<"

@@ -23,6 +23,12 @@ SKEW_LIMIT = 0.1
 COPY_AGAIN = "copy or download it again, or export it again"
 
 
+def excerpt(text: object, most: int = 60) -> str:
+    """Words from a file as they can be printed: one line of at most `most` characters."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
 def shown(path: str | os.PathLike[str]) -> str:
     """Path as it can be printed: bytes that are no UTF-8 become question marks instead of a second error."""
     text = os.fsencode(path).decode("utf-8", "replace")
@@ -40,10 +46,8 @@ def damaged(path: Path, kind: str, error: Exception) -> VolumeError:
 
 
 def cause_of(error: BaseException) -> str:
-    """One printable line of at most 200 characters that says what a library complained about."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= 200 else text[:197] + "..."
+    """What a library complained about, as one line of at most 200 characters."""
+    return excerpt(error, most=200) or type(error).__name__
 
 
 def physical_memory_bytes() -> int | None:

@@ -122,6 +122,7 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
         raise _as_volume_error(path, error) from error
 
 
+@np.errstate(all="ignore")  # absurd numbers are refused with a sentence; numpy need not warn of them before
 def _read_header(path: str | os.PathLike[str]) -> ScanHeader | DicomSeries:
     if not os.fspath(path):
         raise VolumeError(f"no scan was given: the path is empty; give a {READABLE}")

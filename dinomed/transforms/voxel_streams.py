@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from dinomed.transforms.volume_checks import COPY_AGAIN, ValueSpread, cause_of, check_memory, product, refusal, shown
+from dinomed.transforms.volume_checks import COPY_AGAIN, ValueSpread, cause_of, check_memory, excerpt, product, refusal
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Header
@@ -278,6 +278,6 @@ def data_file_beside(path: Path, name: str) -> Path:
     target = Path(os.path.normpath(folder / name))  # links are followed: archives keep their files behind them
     if not target.is_relative_to(folder) or not target.is_file():
         raise refusal(
-            path, f"keeps its voxels in {shown(name)}, which is not beside it", "put both files into one folder"
+            path, f"keeps its voxels in {excerpt(name)}, which is not beside it", "put both files into one folder"
         )
     return target

@@ -30,7 +30,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ):
         nibabel.save(image, folder / name)
     for name in ("a.mha", "a.nrrd", "a.mhd", "a.nhdr"):
-        SimpleITK.WriteImage(itk_image(values), str(folder / name), name in ("a.mhd", "a.nhdr"))
+        SimpleITK.WriteImage(itk_image(values), str(folder / name), False)  # .mhd and .nhdr share a.raw
         SimpleITK.WriteImage(itk_image(values), str(folder / f"packed_{name}"), True)
     write_series(folder / "dicom")
     found = {path.name: path for path in folder.iterdir() if path.suffix not in (".img", ".raw", ".zraw", ".gz")}

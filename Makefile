@@ -1,0 +1,44 @@
+# Everything here sets up what it needs: Python >= 3.10, git and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUNDLE := bundles/mri_head_segmentation
+DEMO := demo_output
+
+.PHONY: install demo test check bench clean
+
+install: $(VENV)/.installed
+
+# The stamp is younger than the files that say what is needed, or the environment is made again.
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard csrc/ms_deform_attn/*)
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'dinomed needs Python 3.10 or newer; make PYTHON=python3.11 ...')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+# A real head scan (the first frame of the one that nibabel's package carries), segmented with the weights in the bundle.
+demo: install
+	$(BIN)/python -m monai.bundle run inferring --bundle_root $(BUNDLE) --config_file $(BUNDLE)/configs/inference.yaml \
+	  --logging_file $(BUNDLE)/configs/logging.conf --output_dir $(DEMO) --frame 0 \
+	  --input "$$($(BIN)/python -c 'import nibabel, pathlib; print(pathlib.Path(nibabel.__file__).parent / "tests/data/example4d.nii.gz")')"
+	@echo
+	@echo "label map: $(DEMO)/example4d_seg.nii.gz"
+	@echo "picture:   $(DEMO)/example4d_seg.png"
+	@echo "table:     $(DEMO)/example4d_seg.json"
+
+test: install
+	$(BIN)/python -m pytest $(TESTS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if ls csrc/*/*.cpp >/dev/null 2>&1; then $(BIN)/clang-format --dry-run --Werror $$(ls csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu 2>/dev/null); fi
+
+bench: install
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info

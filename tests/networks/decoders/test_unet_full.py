@@ -73,3 +73,25 @@ def test_wrong_numbers_of_channels_are_refused() -> None:
         UNetFullDecoder([64] * 4, [4, 8, 16, 32], decoder_channels=(32, 16, 8))
     with pytest.raises(ValueError, match="3 channels and 4 strides"):
         UNetFullDecoder([64] * 3, [4, 8, 16, 32])
+
+
+@pytest.mark.parametrize(("fine_channels", "scale"), [((), 4), ((8,), 2), ((8, 6), 1)])
+def test_fine_blocks_lead_on_to_the_image_and_leave_less_to_the_resize(
+    fine_channels: tuple[int, ...], scale: int
+) -> None:
+    decoder = UNetFullDecoder(
+        [8] * 4, [4, 8, 16, 32], decoder_channels=(8, 8, 8, 8), fine_channels=fine_channels
+    ).eval()
+    image = torch.randn(1, 3, 71, 43, requires_grad=True)
+    maps = [torch.randn(1, 8, -(-71 // s), -(-43 // s)) for s in (4, 8, 16, 32)]
+    features = decoder(maps, image)
+    assert decoder.logits_resize.scale == scale
+    assert features.shape == (1, decoder.out_channels, -(-71 // scale), -(-43 // scale))
+    assert decoder.logits_resize(features, 71, 43).shape[-2:] == (71, 43)
+    (grad,) = torch.autograd.grad(features.sum() + 0 * image.sum(), image)
+    assert bool(grad.any()) == bool(fine_channels)
+
+
+def test_more_than_two_fine_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most two numbers"):
+        UNetFullDecoder([8] * 4, [4, 8, 16, 32], fine_channels=(8, 8, 8))

@@ -31,9 +31,10 @@ def find_cases(inputs: Sequence[str]) -> tuple[list[Case], list[Refused]]:
     """Turn files and folders into cases with names of their own.
 
     A folder that holds DICOM files is one scan; any other folder stands for the scans in it. A scan that is given
-    twice counts once.
+    twice counts once. The headers of files are looked at here, before a model is loaded for nothing.
     """
-    from dinomed.transforms.volumes import find_volumes, is_volume_path
+    from dinomed.transforms.volume_folders import find_volumes, is_volume_path
+    from dinomed.transforms.volume_reading import read_grid
 
     paths: list[Path] = []
     refused: list[Refused] = []
@@ -41,17 +42,23 @@ def find_cases(inputs: Sequence[str]) -> tuple[list[Case], list[Refused]]:
         path = Path(given)
         try:
             if not path.is_dir() or is_volume_path(path):
-                paths.append(path)  # whatever is wrong with a file comes out when it is read
+                paths.append(path)
                 continue
             found = find_volumes(path)
             if not found:
-                raise InputError(
-                    f"{given} holds no scan; give a folder with NIfTI, NRRD, MetaImage, MGH or DICOM files"
-                )
+                raise InputError(f"{given} holds no scan; give a folder with NIfTI, NRRD, MetaImage, MGH or DICOM")
             paths += found
         except InputError as error:
             refused.append(Refused(given, str(error)))
-    return name_cases(paths), refused
+    sound: list[Path] = []
+    for path in paths:
+        try:
+            if not path.is_dir():
+                read_grid(path)
+            sound.append(path)
+        except InputError as error:
+            refused.append(Refused(str(path), str(error)))
+    return name_cases(sound), refused
 
 
 def name_cases(paths: Sequence[Path]) -> list[Case]:
@@ -62,7 +69,7 @@ def name_cases(paths: Sequence[Path]) -> list[Case]:
     Raises:
         VolumeError: If a path has no name at all.
     """
-    from dinomed.transforms.volumes import case_name
+    from dinomed.transforms.volume_folders import case_name
 
     unique = list({os.path.realpath(path): path for path in paths}.values())
     plain = {path: case_name(path) for path in unique}

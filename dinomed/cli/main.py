@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What was typed after `dinomed`; by default that of this process.
     """
-    signal.signal(signal.SIGTERM, _end)
     parsed = build_parser().parse_args(arguments)  # leaves with status 2 by itself
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         status = parsed.run(parsed)
         sys.stdout.flush()
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), OUR_FAULT)
     except Exception as error:
         return _say(f"internal error, please report it: {describe(error)}", OUR_FAULT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def describe(error: BaseException) -> str:

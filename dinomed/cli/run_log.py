@@ -30,7 +30,7 @@ class CaseResult:
         case: Name of its results; None for an input that is no scan.
         status: How it ended.
         seconds: How long it took.
-        message: Why it failed or was skipped.
+        message: Why it failed or was skipped, or what to look at.
         outputs: Names of the files.
         volumes_ml: Millilitres by name of the structure.
         users_fault: Whether a failure lies with the input rather than with us.

@@ -52,10 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     check_output(output)
     cases, refused = find_cases(arguments.inputs)
-    if not cases and len(refused) == 1:
-        raise InputError(refused[0].reason)
     if not cases:
-        raise InputError("; ".join(each.reason for each in refused))
+        raise InputError("\ndinomed: ".join(each.reason for each in refused))
 
     from dinomed.predictor import Predictor
 
@@ -124,6 +122,7 @@ def segment_case(
         result.status = "done"
         result.outputs = [path.name for path in (paths.labels, paths.report, paths.picture)]
         result.volumes_ml = prediction.volumes_ml
+        result.message = "; ".join(prediction.warnings)
     except InputError as error:
         result.message, result.users_fault = str(error), True
     except DinomedError as error:

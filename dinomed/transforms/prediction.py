@@ -22,7 +22,7 @@ import numpy as np
 from dinomed.errors import OutputError
 from dinomed.transforms.picture import PictureText, draw_picture
 from dinomed.transforms.provenance import scan_sha256
-from dinomed.transforms.report import RunInfo, build_report, count_voxels, label_table, to_text
+from dinomed.transforms.report import RunInfo, build_report, count_voxels, label_table, to_text, warnings_of
 from dinomed.transforms.volume_checks import cause_of, shown
 from dinomed.transforms.volumes import Grid, case_name, write_labels
 
@@ -92,6 +92,11 @@ class Prediction:
     def confidence(self) -> dict[str, float | None]:
         """Mean confidence by the label's name, None where the label is absent."""
         return {row["name"]: row["mean_confidence"] for row in self.table}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers should know: structures that are absent or doubtful."""
+        return warnings_of(self.table)
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> ResultPaths:
         """Write the label map, the report and the picture.

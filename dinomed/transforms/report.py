@@ -136,7 +136,7 @@ def build_report(prediction: Prediction, paths: ResultPaths, checksum: str | Non
         "network_grid": _grid(prediction.image.shape, np.asarray(prediction.image_affine, dtype=np.float64)),
         "labels": prediction.table,
         "timings_s": timings,
-        "warnings": warnings_of(prediction.table),
+        "warnings": prediction.warnings,
         "notice": NOTICE,
     }
     clean: dict[str, Any] = to_json(report)

@@ -22,6 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from dinomed.errors import DinomedError
+from dinomed.inferers.occupancy import Span, occupied, tight_span, whole_span
 from dinomed.inferers.precision import PRECISIONS, resolve_precision
 
 Network = Callable[..., Any]
@@ -30,10 +31,6 @@ Progress = Callable[[int, int], None]
 PLANE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The axis that a plane's slices follow, in RAS voxel order."""
 
-SIZE_MULTIPLE = 32
-"""Slices are cropped and padded to a multiple of this, with empty space where the volume ends."""
-
-MARGIN_VOXELS = 4
 FULL_PROBABILITY = 255
 
 
@@ -104,35 +101,13 @@ def slice_inputs(volume: Tensor, axis: int, indices: Sequence[int] | Tensor, nei
 
 
 @dataclass(frozen=True)
-class _Span:
-    """A part of one in-plane axis: `start` to `stop` of the volume, then `padding` voxels beyond its end."""
-
-    start: int
-    stop: int
-    padding: int
-
-
-def _span(filled: Tensor) -> _Span:
-    """Choose the part of an axis that holds everything, in multiples of `SIZE_MULTIPLE` with a small margin."""
-    size = filled.numel()
-    used = torch.nonzero(filled).flatten()
-    first = max(0, int(used[0]) - MARGIN_VOXELS)
-    last = min(size, int(used[-1]) + 1 + MARGIN_VOXELS)
-    length = -(-(last - first) // SIZE_MULTIPLE) * SIZE_MULTIPLE
-    if length >= size:
-        return _Span(0, size, -size % SIZE_MULTIPLE)
-    start = min(max(0, (first + last - length) // 2), size - length)
-    return _Span(start, start + length, 0)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Slices of one plane that go through the network together."""
+class _Part:
+    """The part of one slice that goes through the network."""
 
     axis: int
-    indices: list[int]
-    rows: _Span
-    columns: _Span
+    index: int
+    rows: Span
+    columns: Span
     weight: int
 
 
@@ -232,54 +207,53 @@ class SliceInferer(Inferer):
     def _infer_volume(self, volume: Tensor, predict: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
         """Return probabilities times 255 (C, X, Y, Z) for one volume (X, Y, Z)."""
         empty = float(volume.amin()) if self.empty_value is None else self.empty_value
-        batches = list(self._batches(volume, empty))
-        total = sum(len(batch.indices) for batch in batches)
-        bar = tqdm(total=total, unit="slice", disable=self.progress is not True)
+        parts = self._parts(volume, empty)
+        bar = tqdm(total=len(parts), unit="slice", disable=self.progress is not True)
         probs: Tensor | None = None
         done = 0
-        for batch in batches:
+        for batch in _batches(parts, self.batch_size):
             with torch.inference_mode():
-                slices = self._cut(volume, batch, empty).to(device)
-                part = self._predict_slices(slices, predict).mul_(batch.weight).round_().to(torch.uint8)
+                slices = torch.stack([_cut(volume, part, self.neighbours, empty) for part in batch])
+                slices = slices.to(device, torch.float32, memory_format=torch.channels_last)
+                weighted = self._predict_slices(slices, predict).mul_(batch[0].weight).round_().to(torch.uint8)
             if probs is None:  # not in inference mode, so that the caller may change it
-                probs = torch.zeros((part.shape[1], *volume.shape), dtype=torch.uint8, device=volume.device)
+                probs = torch.zeros((weighted.shape[1], *volume.shape), dtype=torch.uint8, device=volume.device)
                 probs[0] = FULL_PROBABILITY
-            _add(probs, part.to(volume.device), batch)
-            done += len(batch.indices)
-            bar.update(len(batch.indices))
+            for part, one in zip(batch, weighted.to(volume.device), strict=True):
+                _add(probs, one, part)
+            done += len(batch)
+            bar.update(len(batch))
             if callable(self.progress):
-                self.progress(done, total)
+                self.progress(done, len(parts))
         bar.close()
         assert probs is not None
         return probs
 
-    def _batches(self, volume: Tensor, empty: float) -> Iterator[_Batch]:
-        """List the slices to run, in batches that lie side by side in one plane."""
-        filled = [torch.ones(size, dtype=torch.bool) for size in volume.shape]
-        if self.skip_empty:
-            inside = volume > empty
-            columns = inside.any(dim=2)
-            found = [columns.any(dim=1).cpu(), columns.any(dim=0).cpu(), inside.flatten(0, 1).any(dim=0).cpu()]
-            # An empty volume still needs one slice to learn the number of classes.
-            filled = found if bool(found[0].any()) else [torch.arange(size) == 0 for size in volume.shape]
+    def _parts(self, volume: Tensor, empty: float) -> list[_Part]:
+        """List what goes through the network."""
+        found: Sequence[Tensor] | None = occupied(volume, empty) if self.skip_empty else None
+        parts = []
         for number, plane in enumerate(self.planes):
             axis = PLANE_AXES[plane]
             q, p = _in_plane_axes(axis)
-            rows, cols = _span(filled[q]), _span(filled[p])
             # Whole weights that add up to exactly 255.
             weight = FULL_PROBABILITY * (number + 1) // len(self.planes) - FULL_PROBABILITY * number // len(self.planes)
-            indices = torch.nonzero(filled[axis]).flatten().tolist()
-            for start in range(0, len(indices), self.batch_size):
-                yield _Batch(axis, indices[start : start + self.batch_size], rows, cols, weight)
-
-    def _cut(self, volume: Tensor, batch: _Batch, empty: float) -> Tensor:
-        """Cut the slices of a batch from the part of the plane that is not empty, and pad them."""
-        q, p = _in_plane_axes(batch.axis)
-        part = volume.narrow(q, batch.rows.start, batch.rows.stop - batch.rows.start)
-        part = part.narrow(p, batch.columns.start, batch.columns.stop - batch.columns.start)
-        slices = slice_inputs(part, batch.axis, batch.indices, self.neighbours).to(torch.float32)
-        # Rows run downwards along q, so the volume's end is at the top.
-        return functional.pad(slices, (0, batch.columns.padding, batch.rows.padding, 0), value=empty)
+            for index in range(volume.shape[axis]):
+                if found is None:
+                    rows, columns = whole_span(volume.shape[q]), whole_span(volume.shape[p])
+                else:
+                    # The projection along p has the axes q and `axis`, in ascending order; that along q likewise.
+                    in_rows = found[p].select(0 if axis < q else 1, index)
+                    in_columns = found[q].select(0 if axis < p else 1, index)
+                    if not bool(in_rows.any()):
+                        continue
+                    rows, columns = tight_span(in_rows), tight_span(in_columns)
+                parts.append(_Part(axis, index, rows, columns, weight))
+        if not parts:  # an empty volume still needs one slice to learn the number of classes
+            axis = PLANE_AXES[self.planes[0]]
+            q, p = _in_plane_axes(axis)
+            parts.append(_Part(axis, 0, whole_span(volume.shape[q]), whole_span(volume.shape[p]), 0))
+        return parts
 
     def _predict_slices(self, slices: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
         """Return float32 probabilities (n, C, rows, cols), from windows where the slices are larger than one."""
@@ -303,19 +277,34 @@ def _softmax(logits: Any, slices: Tensor) -> Tensor:
     return probs
 
 
-def _add(probs: Tensor, part: Tensor, batch: _Batch) -> None:
-    """Add the probabilities (n, C, rows, cols) of some slices to those of the volume (C, X, Y, Z)."""
-    q, p = _in_plane_axes(batch.axis)
-    rows, columns = batch.rows, batch.columns
-    part = part[:, :, rows.padding :, : part.shape[-1] - columns.padding].flip(2)
+def _batches(parts: Sequence[_Part], batch_size: int) -> Iterator[list[_Part]]:
+    """Group parts of one plane that have one size."""
+    waiting: dict[tuple[int, int, int], list[_Part]] = {}
+    for part in parts:
+        batch = waiting.setdefault((part.axis, part.rows.size, part.columns.size), [])
+        batch.append(part)
+        if len(batch) == batch_size:
+            yield list(batch)
+            batch.clear()
+    yield from (batch for batch in waiting.values() if batch)
+
+
+def _cut(volume: Tensor, part: _Part, neighbours: int, empty: float) -> Tensor:
+    """Cut a part of a slice with its neighbours (channels, rows, cols), padded with empty space."""
+    q, p = _in_plane_axes(part.axis)
+    region = volume.narrow(q, part.rows.start, part.rows.stop - part.rows.start)
+    region = region.narrow(p, part.columns.start, part.columns.stop - part.columns.start)
+    channels = slice_inputs(region, part.axis, [part.index], neighbours)[0]
+    # Rows run downwards along q, so the volume's end is at the top.
+    return functional.pad(channels, (0, part.columns.padding, part.rows.padding, 0), value=empty)
+
+
+def _add(probs: Tensor, one: Tensor, part: _Part) -> None:
+    """Add the probabilities (C, rows, cols) of a part of a slice to those of the volume (C, X, Y, Z)."""
+    q, p = _in_plane_axes(part.axis)
+    one = one[:, part.rows.padding :, : one.shape[-1] - part.columns.padding].flip(1)
     # So far the background has the plane's whole weight. uint8 wraps around, so taking it away first does no harm.
-    part[:, 0] -= batch.weight
-    region = probs.narrow(1 + q, rows.start, rows.stop - rows.start)
-    region = region.narrow(1 + p, columns.start, columns.stop - columns.start)
-    region = region.permute(1 + batch.axis, 0, 1 + q, 1 + p)
-    first, last = batch.indices[0], batch.indices[-1]
-    if last - first + 1 == len(batch.indices):
-        region[first : last + 1] += part
-    else:
-        for index, one in zip(batch.indices, part, strict=True):
-            region[index] += one
+    one[0] -= part.weight
+    region = probs.narrow(1 + q, part.rows.start, part.rows.stop - part.rows.start)
+    region = region.narrow(1 + p, part.columns.start, part.columns.stop - part.columns.start)
+    region.select(1 + part.axis, part.index).transpose(1, 2).add_(one)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from dinomed.bundle.config import config_file, one_line, overlay_file
+from dinomed.bundle.config import config_file, one_line, overlay_file, read_configs
 from dinomed.bundle.locate import METADATA, find_bundle
 from dinomed.errors import BundleError, DinomedError
 
@@ -30,13 +32,14 @@ def run_program(
         overlay: A variant of the bundle, laid over all.
 
     Raises:
-        BundleError: If the bundle, a config or an id is not there.
+        BundleError: If the bundle, a config or an id that is set or run is not there.
         DinomedError: As raised by what runs.
     """
     root = find_bundle(bundle)
     files = [config_file(root, name) for name in configs]
     if overlay is not None:
         files.append(overlay_file(root, overlay))
+    _check_settings(root, files, overrides or {})
     settings = {"bundle_root": str(root), **(overrides or {})}
     try:
         workflow = ConfigWorkflow(
@@ -67,3 +70,14 @@ def raise_own(error: BaseException) -> None:
         if isinstance(cause, DinomedError):
             raise cause from None
         cause = cause.__cause__
+
+
+def _check_settings(root: Path, files: Sequence[Path], overrides: Mapping[str, Any]) -> None:
+    """Refuse to set ids that are not there, which MONAI would accept without effect."""
+    parser = read_configs(root, files)
+    for key in overrides:
+        if key in parser:
+            continue
+        close = difflib.get_close_matches(key, [name for name in parser.get() if name != "_meta_"], n=1)
+        hint = f"did you mean {close[0]}?" if close else "see the config for its ids"
+        raise BundleError(f"{' with '.join(file.name for file in files)} of {root.name} has no id {key!r}; {hint}")

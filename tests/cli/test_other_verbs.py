@@ -1,0 +1,92 @@
+"""`dinomed bundle list`, `train`, `evaluate` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_bundle import NAME, make_bundle, make_scan
+
+from dinomed.cli import doctor
+from dinomed.cli.main import main
+from dinomed.cli.train import read_settings
+from dinomed.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = make_bundle(tmp_path)
+    monkeypatch.setenv("DINOMED_BUNDLES", str(tmp_path))
+    return root
+
+
+def test_bundle_list_names_version_task_and_weights(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bundle", "list"]) == 0
+    assert f"{NAME}  0.2.0  weights  {root}\n    Two shapes\n" in capsys.readouterr().out
+    assert main(["bundle", "list", "--json"]) == 0
+    listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert listed[NAME]["weights"] == str(root / "models" / "model.pt")
+
+
+def test_train_runs_the_bundle_with_the_settings(root: Path) -> None:
+    assert main(["train", NAME, "--set", "max_epochs=3"]) == 0
+    assert (root / "trained.txt").read_text() == "3"
+
+
+def test_evaluate_runs_over_what_it_is_laid_over(root: Path) -> None:
+    make_scan(root / "scans" / "a.nii.gz")
+    assert main(["evaluate", NAME]) == 0
+    assert (root / "evaluated.txt").read_text() == "1"
+
+
+def test_a_wrong_setting_is_one_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", NAME, "--set", "max_epochs"]) == 2
+    assert "--set max_epochs has no value" in capsys.readouterr().err
+    assert main(["train", NAME, "--set", "nothing#here=1"]) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert main(["train", NAME, "--set", "max_epoch=1"]) == 2
+    assert "has no id 'max_epoch'; did you mean max_epochs?" in capsys.readouterr().err
+
+
+def test_errors_of_ours_inside_a_bundle_keep_their_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_scan(root / "scans" / "a.nii.gz")
+    (root / "models" / "model.pt").unlink()
+    assert main(["evaluate", NAME]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("dinomed: ")
+    assert "no such weights file" in error
+    assert "Traceback" not in error
+
+
+def test_settings_are_python_literals_or_text() -> None:
+    read = read_settings(["a=1", "b=1e-4", "c=true", "d=null", "e=[1, 2]", "f=/data/x", "g=a=b", "h=None"])
+    assert read == {"a": 1, "b": 1e-4, "c": True, "d": None, "e": [1, 2], "f": "/data/x", "g": "a=b", "h": None}
+    with pytest.raises(InputError):
+        read_settings(["=1"])
+
+
+def test_doctor_says_what_is_there(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["packages"]["torch"]
+    assert report["problems"] == []
+    assert any(NAME in line for line in report["bundles"])
+    assert set(report["deformable_attention"]) == {"CPU", "CUDA"}
+    assert report["temporary_folder"]["writable"] is True
+    assert main(["doctor"]) == 0
+    assert "bfloat16 native: " in capsys.readouterr().out
+
+
+def test_doctor_reports_what_is_missing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise OSError("broken driver")
+
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setitem(doctor.LOOKS, "gpus", fail)
+    assert main(["doctor", "--json"]) == 2
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert "no-such-package is not installed; reinstall dinomed" in problems
+    assert any("broken driver" in problem for problem in problems)

@@ -208,7 +208,7 @@ class SliceInferer(Inferer):
         """Return probabilities times 255 (C, X, Y, Z) for one volume (X, Y, Z)."""
         empty = float(volume.amin()) if self.empty_value is None else self.empty_value
         parts = self._parts(volume, empty)
-        bar = tqdm(total=len(parts), unit="slice", disable=self.progress is not True)
+        bar = tqdm(total=len(parts), unit="slice") if self.progress is True else None
         probs: Tensor | None = None
         done = 0
         for batch in _batches(parts, self.batch_size):
@@ -222,10 +222,12 @@ class SliceInferer(Inferer):
             for part, one in zip(batch, weighted.to(volume.device), strict=True):
                 _add(probs, one, part)
             done += len(batch)
-            bar.update(len(batch))
-            if callable(self.progress):
+            if bar is not None:
+                bar.update(len(batch))
+            elif callable(self.progress):
                 self.progress(done, len(parts))
-        bar.close()
+        if bar is not None:
+            bar.close()
         assert probs is not None
         return probs
 

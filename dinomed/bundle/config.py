@@ -13,8 +13,7 @@ from dinomed.bundle.locate import METADATA
 from dinomed.errors import BundleError, DinomedError
 
 SUFFIXES = (".yaml", ".yml", ".json")
-NO_VARIANTS = ("metadata", "train", "inference", "evaluate", "multi_gpu_")
-"""Starts of the names of configs that are no variants of the inference: `evaluate_files` changes the evaluation."""
+PROGRAMS = ("inference", "train", "evaluate")
 
 BASES = ((), ("inference",), ("train",), ("inference", "evaluate"), ("train", "evaluate"))
 """What a config may be laid over."""
@@ -33,9 +32,15 @@ def config_file(root: Path, name: str) -> Path:
     raise BundleError(f"the bundle {root} has no configs/{name}.yaml (or .json); choose another bundle or add the file")
 
 
-def overlays(root: Path) -> list[str]:
-    """Return the names of the variants that a bundle offers."""
-    return [name for name in config_names(root) if not name.startswith(NO_VARIANTS)]
+def overlays(root: Path, program: str = "inference") -> list[str]:
+    """Return the names of the variants that a bundle offers of a program.
+
+    A config that is named after a program, such as `evaluate_files`, is a variant of that one only.
+    """
+    others = tuple(f"{other}_" for other in PROGRAMS if other != program)
+    return [
+        name for name in config_names(root) if name not in PROGRAMS and not name.startswith((*others, "multi_gpu_"))
+    ]
 
 
 def config_names(root: Path) -> list[str]:
@@ -52,7 +57,9 @@ def program_configs(root: Path, name: str) -> list[str]:
     """
     own = config_file(root, name)
     reason = ""
-    for base in BASES:
+    # evaluate_files changes the evaluation first of all, even where it could be laid over the inference too.
+    bases = sorted(BASES, key=lambda base: not (base and name.startswith(f"{base[-1]}_")))
+    for base in bases:
         if name in base or not set(base) <= set(config_names(root)):
             continue
         try:
@@ -82,8 +89,8 @@ def unresolved_references(parser: ConfigParser) -> list[str]:
     ]
 
 
-def overlay_file(root: Path, overlay: str | os.PathLike[str]) -> Path:
-    """Return the config file of a variant, named as the bundle names it or by its path.
+def overlay_file(root: Path, overlay: str | os.PathLike[str], program: str = "inference") -> Path:
+    """Return the config file of a program's variant, named as the bundle names it or by its path.
 
     Raises:
         BundleError: If there is none.
@@ -91,9 +98,10 @@ def overlay_file(root: Path, overlay: str | os.PathLike[str]) -> Path:
     path = Path(overlay).expanduser()
     if path.suffix in SUFFIXES and path.is_file():
         return path
-    if str(overlay) in overlays(root):
+    offered = overlays(root, program)
+    if str(overlay) in offered:
         return config_file(root, str(overlay))
-    known = ", ".join(overlays(root)) or "none"
+    known = ", ".join(offered) or "none"
     raise BundleError(
         f"the bundle {root.name} has no overlay {str(overlay)!r}; it offers {known}, or give the path of a YAML file"
     )

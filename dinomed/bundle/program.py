@@ -20,7 +20,7 @@ def run_program(
     configs: Sequence[str],
     run_id: str,
     overrides: Mapping[str, Any] | None = None,
-    overlay: str | None = None,
+    overlays: Sequence[str] = (),
 ) -> None:
     """Run an id of a bundle's configuration, from `initialize` to `finalize`.
 
@@ -29,7 +29,7 @@ def run_program(
         configs: Names of the config files, later ones laid over earlier ones.
         run_id: What to run; `run` where the configuration does not have it.
         overrides: Values for ids of the configuration.
-        overlay: A variant of the bundle, laid over all.
+        overlays: Variants of the last config, laid over all.
 
     Raises:
         BundleError: If the bundle, a config or an id that is set or run is not there.
@@ -37,8 +37,7 @@ def run_program(
     """
     root = find_bundle(bundle)
     files = [config_file(root, name) for name in configs]
-    if overlay is not None:
-        files.append(overlay_file(root, overlay))
+    files += [overlay_file(root, overlay, configs[-1]) for overlay in overlays]
     _check_settings(root, files, overrides or {})
     settings = {"bundle_root": str(root), **(overrides or {})}
     try:

@@ -58,14 +58,13 @@ def run_check(arguments: argparse.Namespace) -> int:
         BundleError: If it is not there or is no bundle at all.
     """
     from dinomed.bundle.locate import find_bundle
-    from dinomed.cli.quiet import silence_third_parties
+    from dinomed.cli.quiet import quiet
 
-    silence_third_parties()
     root = find_bundle(arguments.bundle)  # before MONAI is imported, which takes seconds
+    with quiet():
+        from dinomed.bundle.check import check_bundle
 
-    from dinomed.bundle.check import check_bundle
-
-    findings = check_bundle(root)
+        findings = check_bundle(root)
     failed = sum(not finding.ok for finding in findings)
     if arguments.json:
         print(json.dumps({"bundle": str(root), "failed": failed, "findings": [asdict(f) for f in findings]}, indent=2))

@@ -26,10 +26,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the state of everything; exit status 2 if something needed is missing."""
-    from dinomed.cli.quiet import silence_third_parties
+    from dinomed.cli.quiet import quiet
 
-    silence_third_parties()
-    report = {name: _tried(look) for name, look in LOOKS.items()}
+    with quiet():
+        report = {name: _tried(look) for name, look in LOOKS.items()}
     problems = find_problems(report)
     report["problems"] = problems
     if arguments.json:

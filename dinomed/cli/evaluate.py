@@ -27,5 +27,5 @@ def run(arguments: argparse.Namespace) -> int:
     from dinomed.bundle.program import run_program
 
     root = find_bundle(arguments.bundle)
-    run_program(root, program_configs(root, "evaluate"), "evaluating", settings, arguments.overlay)
+    run_program(root, program_configs(root, "evaluate"), "evaluating", settings, arguments.overlays)
     return 0

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def silence_third_parties() -> None:
-    """Hide the warnings and log lines of libraries, none of which the user of a command can act on."""
-    warnings.filterwarnings("ignore")
-    for name in ("monai", "ignite", "matplotlib", "nibabel", "pydicom", "timm"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide warnings and log lines of libraries, none of which the user of a command can act on."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -46,6 +46,23 @@ class CaseResult:
     users_fault: bool = False
 
 
+def check_summary(folder: Path) -> None:
+    """Refuse to replace a `summary.json` that another program wrote.
+
+    Raises:
+        OutputError: If there is one.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise OutputError(f"{path} was not written by dinomed; pass --overwrite, or choose another output folder")
+
+
 class RunLog:
     """Collects the cases of a run; as a context it leaves a summary behind however the run ends."""
 
@@ -164,4 +181,8 @@ def _shortened(name: str) -> str:
 
 def _printable(value: Any) -> Any:
     """Replace what no output encoding can hold: bytes of file names that are no text."""
-    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    return value

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinomed.cli.cases import Case, find_cases
-from dinomed.cli.run_log import CaseResult, RunLog
+from dinomed.cli.run_log import CaseResult, RunLog, check_summary
 from dinomed.errors import DinomedError, InputError, OutputError
 
 if TYPE_CHECKING:
@@ -46,11 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: If nothing can be done at all: no scan, no model, no place for the results.
     """
-    from dinomed.cli.quiet import silence_third_parties
+    from dinomed.cli.quiet import quiet
 
-    silence_third_parties()
+    with quiet():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     check_output(output)
+    if not arguments.overwrite:
+        check_summary(output)
     cases, refused = find_cases(arguments.inputs)
     if not cases:
         raise InputError("\ndinomed: ".join(each.reason for each in refused))

@@ -20,7 +20,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `train` and `evaluate` share."""
     parser.add_argument("bundle", metavar="NAME_OR_PATH")
-    parser.add_argument("--overlay", metavar="NAME_OR_FILE", help="variant of the bundle, by name or as a YAML file")
+    parser.add_argument(
+        "--overlay",
+        action="append",
+        default=[],
+        metavar="NAME_OR_FILE",
+        dest="overlays",
+        help="variant of the bundle, by name or as a YAML file; may be repeated",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -60,5 +67,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dinomed.bundle.program import run_program
 
-    run_program(arguments.bundle, ["train"], "training", settings, arguments.overlay)
+    run_program(arguments.bundle, ["train"], "training", settings, arguments.overlays)
     return 0

@@ -13,7 +13,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from dinomed.transforms.prediction import Prediction, ResultPaths, write_results
-from dinomed.transforms.provenance import describe_transforms, file_sha256
+from dinomed.transforms.provenance import describe_transforms, file_sha256, to_json
 from dinomed.transforms.report import RunInfo, name_labels
 from dinomed.transforms.volumes import read_grid
 
@@ -35,7 +35,7 @@ class SaveSegmentationd(MapTransform):
         weights_path: File of the weights, named and identified by its checksum in the report.
         overlay: Name of a variant of the bundle.
         device: Where the network ran.
-        precision: How it computed.
+        precision: How it computed, as a word or a dtype.
         planes: Planes that it saw.
         frame: Frame of a 4-D scan.
         allow_missing_keys: Leave out keys that are absent instead of raising.
@@ -54,7 +54,7 @@ class SaveSegmentationd(MapTransform):
         weights_path: str | os.PathLike[str] | None = None,
         overlay: str | None = None,
         device: Any = None,
-        precision: str | None = None,
+        precision: str | torch.dtype | None = None,
         planes: Sequence[str] | str | None = None,
         frame: int | None = None,
         allow_missing_keys: bool = False,
@@ -73,7 +73,7 @@ class SaveSegmentationd(MapTransform):
             weights_file=weights.name if weights else None,
             weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
             device=None if device is None else str(device),
-            precision=precision,
+            precision=to_json(precision),
             planes=tuple(planes.split(",")) if isinstance(planes, str) else tuple(planes or ()),
             preprocessing=tuple(describe_transforms(preprocessing_summary)),
         )

@@ -72,6 +72,15 @@ def test_overlays_are_the_variants_of_the_inference(root: Path, tmp_path: Path) 
             overlay_file(root, wrong)
 
 
+def test_a_variant_that_is_named_after_a_program_belongs_to_it(root: Path) -> None:
+    variant = root / "configs" / "evaluate_files.yaml"
+    variant.write_text("batch_size: 2\n")
+    assert overlays(root) == ["brain"]
+    assert overlays(root, "evaluate") == ["brain", "evaluate_files"]
+    assert overlay_file(root, "evaluate_files", "evaluate") == variant
+    assert program_configs(root, "evaluate_files") == ["inference", "evaluate", "evaluate_files"]
+
+
 def test_a_program_knows_what_it_is_laid_over(root: Path) -> None:
     assert program_configs(root, "inference") == ["inference"]
     assert program_configs(root, "train") == ["train"]

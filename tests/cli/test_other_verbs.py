@@ -40,6 +40,14 @@ def test_evaluate_runs_over_what_it_is_laid_over(root: Path) -> None:
     assert (root / "evaluated.txt").read_text() == "1"
 
 
+def test_variants_are_laid_over_in_order(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("max_epochs: 5\n")
+    (tmp_path / "b.yaml").write_text("max_epochs: 4\n")
+    overlays = ["--overlay", str(tmp_path / "a.yaml"), "--overlay", str(tmp_path / "b.yaml")]
+    assert main(["train", NAME, *overlays]) == 0
+    assert (root / "trained.txt").read_text() == "4"
+
+
 def test_a_wrong_setting_is_one_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", NAME, "--set", "max_epochs"]) == 2
     assert "--set max_epochs has no value" in capsys.readouterr().err

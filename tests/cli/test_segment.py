@@ -222,6 +222,25 @@ def test_an_output_folder_that_cannot_be_is_said_at_once(
     assert "cannot take the results" in capsys.readouterr().err
 
 
+def test_a_summary_of_another_program_is_kept(
+    segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.json").write_text('{"mine": 1}')
+    assert segment(make_scan(tmp_path / "a.nii.gz")) == 2
+    assert "was not written by dinomed" in capsys.readouterr().err
+    assert results(tmp_path / "out") == ["summary.json"]
+    assert segment(tmp_path / "a.nii.gz", extra=("--overwrite",)) == 0
+    assert summary(tmp_path / "out")["done"] == 1
+
+
+def test_names_that_are_no_unicode_are_segmented(segment: Segment, tmp_path: Path) -> None:
+    scan = make_scan(tmp_path / "a.nii.gz").rename(tmp_path / "caf\udce9.nii.gz")
+    assert segment(scan) == 0
+    assert "caf\udce9_seg.nii.gz" in results(tmp_path / "out")
+    assert summary(tmp_path / "out")["cases"][0]["case"] == "caf?"
+
+
 def test_four_dimensional_scans_need_a_frame(
     segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

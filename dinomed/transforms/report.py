@@ -102,11 +102,15 @@ def warnings_of(table: Sequence[Mapping[str, Any]]) -> list[str]:
     absent = [row["name"] for row in foreground if row["voxels"] == 0]
     if foreground and len(absent) == len(foreground):
         return ["no structure was found; check that the scan shows what the model was made for"]
-    found = [f"{name} was not found" for name in absent]
-    for row in foreground:
-        if row["mean_confidence"] is not None and row["mean_confidence"] < LOW_CONFIDENCE:
-            found.append(f"the mean confidence of {row['name']} is only {row['mean_confidence']:.2f}; check it by eye")
-    return found
+    found = [f"not found: {', '.join(absent)}"] if absent else []
+    doubtful = [
+        f"{row['name']} ({row['mean_confidence']:.2f})"
+        for row in foreground
+        if row["mean_confidence"] is not None and row["mean_confidence"] < LOW_CONFIDENCE
+    ]
+    return found + (
+        [f"mean confidence below {LOW_CONFIDENCE}, check by eye: {', '.join(doubtful)}"] if doubtful else []
+    )
 
 
 def build_report(prediction: Prediction, paths: ResultPaths, checksum: str | None) -> dict[str, Any]:

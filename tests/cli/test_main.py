@@ -28,10 +28,8 @@ def test_help_and_version_import_nothing_heavy(repository: Path) -> None:
         "import sys\nfrom dinomed.cli.main import build_parser\nbuild_parser().format_help()\n"
         "print([name for name in ('torch', 'monai', 'numpy', 'matplotlib', 'nibabel') if name in sys.modules])"
     )
-    started_s = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert time.perf_counter() - started_s < 5  # far below a second on an idle machine
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,8 +110,8 @@ def test_report_holds_what_the_documentation_promises(scan: Path, tmp_path: Path
 def test_absent_and_doubtful_structures_are_warned_of(scan: Path, tmp_path: Path) -> None:
     report = strict(make_prediction(scan).save(tmp_path).report)
     assert report["warnings"] == [
-        "tumour was not found",
-        "the mean confidence of cortex is only 0.40; check it by eye",
+        "not found: tumour",
+        "mean confidence below 0.5, check by eye: cortex (0.40)",
     ]
     assert report["labels"][3]["mean_confidence"] is None
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from dinomed.transforms.dicom_frames import Slice, slices_of
 from dinomed.transforms.volume_checks import COPY_AGAIN, cause_of, excerpt, refusal, shown, two_dimensional
@@ -44,6 +45,8 @@ HEADER_TAGS = [
     "SeriesNumber",
     "SharedFunctionalGroupsSequence",
 ]
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+NO_UID = "not given"
 MOST_SERIES_LISTED = 20
 # Positions are often rounded to 0.1 mm, so even spacing can only be asked for within a part of the slice distance.
 UNEVEN_LIMIT = 0.1
@@ -102,52 +105,70 @@ def find_series(path: Path) -> DicomSeries:
     Raises:
         VolumeError: No images, several series (all are listed), or slices that form no regular grid.
     """
-    if path.is_dir():
-        chosen = _only_series(path, _images_by_series(path))
-    else:
-        uid = _series_uid(_read_header(path))
-        chosen = _images_by_series(path.parent).get(uid, [])
-        if not chosen:
-            raise refusal(path, "is a DICOM file without an image", "give the files of a CT or MRI series")
-    slices = [part for file, header in chosen for part in slices_of(file, header)]
+    with warnings.catch_warnings():  # pydicom warns of values while they are looked at
+        warnings.simplefilter("ignore")
+        if path.is_dir():
+            chosen = _only_series(path, _images_by_series(path))
+        else:
+            uid = _series_uid(_read_header(path))
+            chosen = _images_by_series(path.parent).get(uid, [])
+            if not chosen:
+                raise refusal(path, "is a DICOM file without an image", "give the files of a CT or MRI series")
+        slices = [part for file, header in chosen for part in slices_of(file, header)]
     _check_alike(path, slices)
     ordered, affine = _stack(path, slices)
     return DicomSeries(path, tuple(ordered), (slices[0].columns, slices[0].rows, len(slices)), affine)
 
 
 def _images_by_series(folder: Path) -> dict[str, list[tuple[Path, Any]]]:
-    """Headers of all images that lie directly in a folder, by series; other files are passed over."""
+    """Headers of all images that lie directly in a folder, by series; files of other kinds are passed over.
+
+    Raises:
+        VolumeError: A file that must be a slice is damaged: leaving it out would change the scan without a word.
+    """
     series: dict[str, list[tuple[Path, Any]]] = {}
+    others: list[tuple[Path, str]] = []
     for path in sorted(folder.iterdir()):
-        if _is_dicom_or_refused(path):
-            header = _read_header(path)
-            if "Rows" in header and "Columns" in header:  # reports, directories and plans have none
-                series.setdefault(_series_uid(header), []).append((path, header))
+        if not _is_dicom_or_refused(path):
+            continue
+        header = _read_header(path)
+        if "Rows" in header and "Columns" in header:
+            series.setdefault(_series_uid(header), []).append((path, header))
+        elif header.file_meta.get("MediaStorageSOPClassUID") != MediaStorageDirectoryStorage:  # a report or a plan
+            others.append((path, _series_uid(header)))
+    for path, uid in others:
+        if uid in series:
+            raise refusal(path, "belongs to the series but holds no image size", COPY_AGAIN)
+        if uid == NO_UID:
+            raise refusal(path, "is a DICOM file without a series", "copy it again, or take it out of the folder")
     return series
 
 
 def _is_dicom_or_refused(path: Path) -> bool:
-    """A file that cannot be opened may be a slice: leaving it out would change the scan without a word."""
+    """Whether a file is DICOM; one that cannot be opened, or is so only by its name, may be a slice."""
+    if path.name.startswith(".") or not path.is_file():
+        return False
     try:
-        return _starts_like_dicom(path)
+        is_dicom = _starts_like_dicom(path)
     except OSError as error:
         raise refusal(path, f"cannot be opened ({cause_of(error)})", "ask for the right to read it") from error
+    if not is_dicom and path.suffix.lower() in DICOM_SUFFIXES:
+        raise refusal(path, "is named like a DICOM file but is none", "copy it again, or take it out of the folder")
+    return is_dicom
 
 
 def _read_header(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-            for name in HEADER_TAGS:  # values are parsed when they are first looked at
-                getattr(header, name, None)
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+        for name in HEADER_TAGS:  # values are parsed when they are first looked at
+            getattr(header, name, None)
     except Exception as error:  # whatever pydicom makes of damaged elements
         raise refusal(path, f"cannot be read as DICOM ({cause_of(error)})", COPY_AGAIN) from error
     return header
 
 
 def _series_uid(header: Any) -> str:
-    return str(header.get("SeriesInstanceUID", "") or "without a UID")
+    return str(header.get("SeriesInstanceUID", "") or NO_UID)
 
 
 def _only_series(folder: Path, series: dict[str, list[tuple[Path, Any]]]) -> list[tuple[Path, Any]]:
@@ -159,7 +180,7 @@ def _only_series(folder: Path, series: dict[str, list[tuple[Path, Any]]]) -> lis
         raise refusal(folder, "is a folder that holds no DICOM images", remedy)
     if len(series) > 1:
         listed = [
-            f"series {excerpt(header.get('SeriesNumber', '?'))} ({excerpt(header.get('Modality', '?'))},"
+            f"series {excerpt(header.get('SeriesNumber') or '?')} ({excerpt(header.get('Modality') or '?')},"
             f" {len(images)} files, UID {excerpt(uid, 64)}, with {shown(images[0][0].name)})"
             for uid, images in list(series.items())[:MOST_SERIES_LISTED]
             for header in [images[0][1]]

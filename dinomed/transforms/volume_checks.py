@@ -47,6 +47,8 @@ def damaged(path: Path, kind: str, error: Exception) -> VolumeError:
 
 def cause_of(error: BaseException) -> str:
     """What a library complained about, as one line of at most 200 characters."""
+    if isinstance(error, KeyError):  # its message is the bare key
+        return excerpt(f"unknown value {error}", most=200)
     return excerpt(error, most=200) or type(error).__name__
 
 

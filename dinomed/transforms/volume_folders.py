@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dinomed.transforms.dicom_series import holds_dicom, is_dicom_file
+from dinomed.transforms.dicom_series import DICOM_SUFFIXES, holds_dicom, is_dicom_file
 from dinomed.transforms.volume_checks import cause_of, refusal
 
 # Two-part endings come first, so that they are taken off whole.
@@ -23,7 +23,6 @@ SCAN_SUFFIXES = (
     ".mgz",
     ".mgh",
 )
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 PAIRS = {".img": (".hdr", ".hdr.gz"), ".img.gz": (".hdr", ".hdr.gz")}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinomed.errors import VolumeError
-from dinomed.transforms.dicom_frames import read_slices
+from dinomed.transforms.dicom_pixels import read_slices
 from dinomed.transforms.dicom_series import DicomSeries, find_series, is_dicom_file
 from dinomed.transforms.metaimage_files import looks_like_metaimage, read_metaimage_header
 from dinomed.transforms.nifti_files import (

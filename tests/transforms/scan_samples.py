@@ -92,3 +92,30 @@ def write_series(
         own = {"SOPInstanceUID": f"1.2.3.{index + 1}", "ImagePositionPatient": position} | attributes | change(index)
         save_dicom(dicom_slice(values[:, :, index].T, **own), folder / f"{prefix}{order(index):03d}.dcm")
     return folder
+
+
+def itk_compressed(folder: Path, compressor: str, **attributes: str) -> Path:
+    """Series compressed by the GDCM inside SimpleITK, with slope 1 and intercept -1000."""
+    folder.mkdir()
+    for index in range(5):
+        image = SimpleITK.GetImageFromArray(scan_values((20, 16, 5), np.uint16)[:, :, index].T[None])
+        tags = {
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+            "0008|0060": "CT",
+            "0020|000e": "1.2.3.4",
+            "0020|0032": f"0\\0\\{3 * index}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0028|1052": "-1000",
+            "0028|1053": "1",
+        }
+        for tag, value in (tags | attributes).items():
+            image.SetMetaData(tag, value)
+        image.SetOrigin((0, 0, 3 * index))
+        writer = SimpleITK.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetImageIO("GDCMImageIO")
+        writer.UseCompressionOn()
+        writer.SetCompressor(compressor)
+        writer.SetFileName(str(folder / f"{index}.dcm"))
+        writer.Execute(image)
+    return folder

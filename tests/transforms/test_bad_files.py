@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scan_samples import AFFINE, scan_values
+from scan_samples import AFFINE, itk_compressed, scan_values
 
 from dinomed.errors import VolumeError
 from dinomed.transforms import volume_checks
@@ -41,6 +41,7 @@ SAMPLE_NAMES = [
     "a.mhd",
     "packed_a.mhd",
     "dicom",
+    "jpeg",
 ]
 
 
@@ -411,7 +412,7 @@ def test_nothing_but_a_refusal_comes_out_of_a_damaged_file(
     samples: dict[str, Path], tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(SAMPLE_NAMES.index(name))
-    source = samples[name]
+    source = itk_compressed(tmp_path / "jpeg", "JPEG") if name == "jpeg" else samples[name]
     folder = tmp_path / "damaged"
     folder.mkdir()
     target = folder if source.is_dir() else folder / source.name

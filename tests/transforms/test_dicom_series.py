@@ -17,7 +17,7 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
     RLELossless,
 )
-from scan_samples import IS_PYDICOM_3, dicom_slice, save_dicom, scan_values, write_series
+from scan_samples import IS_PYDICOM_3, dicom_slice, itk_compressed, save_dicom, scan_values, write_series
 
 from dinomed.errors import VolumeError
 from dinomed.transforms.volumes import read_grid, read_volume
@@ -120,13 +120,14 @@ def test_other_files_in_the_folder_are_passed_over(tmp_path: Path) -> None:
     (folder / "README.txt").write_text("about this scan")
     (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1" + b"\0" * 400)
     (folder / "short").write_bytes(b"\x08")
-    (folder / "empty.dcm").touch()
+    (folder / "._slice001.dcm").write_bytes(b"\0\5\x16\7" + b"\0" * 400)
     write_series(folder / "deeper", SeriesInstanceUID="1.2.3.9")
     os.mkfifo(folder / "pipe")
-    directory = dicom_slice(np.zeros((2, 2), np.int16), Rows=None, Columns=None, PixelData=None)
+    empty = np.zeros((2, 2), np.int16)
+    directory = dicom_slice(empty, Rows=None, Columns=None, PixelData=None, SeriesInstanceUID=None)
     directory.file_meta.MediaStorageSOPClassUID = directory.SOPClassUID = MediaStorageDirectoryStorage
     save_dicom(directory, folder / "DICOMDIR")
-    report = dicom_slice(np.zeros((2, 2), np.int16), Rows=None, Columns=None, PixelData=None, SeriesInstanceUID="1.9")
+    report = dicom_slice(empty, Rows=None, Columns=None, PixelData=None, SeriesInstanceUID="1.9")
     save_dicom(report, folder / "report.dcm")
     np.testing.assert_array_equal(read_volume(folder).array, VALUES)
 
@@ -162,33 +163,6 @@ def test_files_without_a_preamble_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(folder).array, VALUES)
 
 
-def itk_compressed(folder: Path, compressor: str, **attributes: str) -> Path:
-    """Series compressed by the GDCM inside SimpleITK, with slope 1 and intercept -1000."""
-    folder.mkdir()
-    for index in range(5):
-        image = SimpleITK.GetImageFromArray(scan_values((20, 16, 5), np.uint16)[:, :, index].T[None])
-        tags = {
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
-            "0008|0060": "CT",
-            "0020|000e": "1.2.3.4",
-            "0020|0032": f"0\\0\\{3 * index}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0028|1052": "-1000",
-            "0028|1053": "1",
-        }
-        for tag, value in (tags | attributes).items():
-            image.SetMetaData(tag, value)
-        image.SetOrigin((0, 0, 3 * index))
-        writer = SimpleITK.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetImageIO("GDCMImageIO")
-        writer.UseCompressionOn()
-        writer.SetCompressor(compressor)
-        writer.SetFileName(str(folder / f"{index}.dcm"))
-        writer.Execute(image)
-    return folder
-
-
 @pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
 def test_jpeg_slices_are_decoded_and_rescaled_once(
     tmp_path: Path, compressor: str, capfd: pytest.CaptureFixture[str]
@@ -210,7 +184,7 @@ def test_undecodable_compression_is_refused_in_one_sentence(tmp_path: Path, capf
         dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
         save_dicom(dataset, path)
     capfd.readouterr()
-    assert "0.dcm holds pixels that cannot be decoded" in refusal_of(folder)
+    assert "0.dcm holds pixels, compressed as JPEG-LS" in refusal_of(folder)
     assert capfd.readouterr().err == ""
 
 
@@ -390,6 +364,44 @@ def test_single_slice_is_no_volume(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "series", scan_values((6, 7, 1)))
     assert "two-dimensional image (6 x 7 x 1)" in refusal_of(folder)
     assert "two-dimensional image (6 x 7 x 1)" in refusal_of(folder / "slice000.dcm")
+
+
+def test_damaged_last_slice_is_not_silently_left_out(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "series")
+    last = folder / "slice004.dcm"
+    sound = last.read_bytes()
+    for raw, message in (
+        (b"", "slice004.dcm is named like a DICOM file but is none"),
+        (sound[:250], "slice004.dcm is a DICOM file without a series"),
+        (sound.replace(b"DICM", b"DICK", 1), "slice004.dcm is named like a DICOM file but is none"),
+        (
+            sound.replace(b"\x28\0\x10\0US", b"\x28\0\x0f\0US", 1),
+            "slice004.dcm belongs to the series but holds no image",
+        ),
+    ):
+        assert raw != sound
+        last.write_bytes(raw)
+        assert message in refusal_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("compressor", "old", "new"),
+    [
+        ("JPEG", b"\x10\0\x10\0\x14", b"\x10\xff\xf0\xff\xf4"),
+        ("JPEG2000", b"\0\0\0\x14\0\0\0\x10" + bytes(8), b"\0\0\xff\x14\0\0\xff\x10" + bytes(8)),
+    ],
+)
+def test_jpeg_data_of_another_size_than_the_header_is_never_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressor: str, old: bytes, new: bytes
+) -> None:
+    folder = itk_compressed(tmp_path / compressor, compressor)
+    assert read_volume(folder).array.shape == (20, 16, 5)
+    for path in folder.iterdir():
+        raw = path.read_bytes()
+        assert old in raw
+        path.write_bytes(raw.replace(old, new, 1))
+    monkeypatch.setattr(SimpleITK, "ImageFileReader", None)
+    assert "0.dcm holds damaged JPEG data" in refusal_of(folder)
 
 
 def test_frame_of_a_series_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from dinomed.bundle.checkpoint import load_network
-from dinomed.bundle.config import config_file, overlay_file, read_configs, resolve
+from dinomed.bundle.config import config_file, overlay_file, own_error, read_configs, resolve
 from dinomed.bundle.locate import find_bundle, read_metadata
 from dinomed.errors import BundleError, DinomedError, InputError
 from dinomed.inferers.precision import PRECISIONS, resolve_precision
@@ -215,14 +215,15 @@ def _timed(timings: dict[str, float | None], stage: str, work: Callable[[], Any]
 
 def _explained(error: BaseException, path: str | os.PathLike[str], device: torch.device) -> DinomedError | None:
     """Find the sentence inside what MONAI wrapped, or make one where the memory ran out."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, DinomedError):
-            return cause
-        if isinstance(cause, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(cause):
-            return InputError(
-                f"{path}: the memory of the {device.type} does not suffice for this scan; "
-                "use a smaller --batch-size, another --device, or a machine with more memory"
-            )
+    own = own_error(error)
+    if own is not None:
+        return own
+    cause: BaseException = error
+    while cause.__cause__ is not None:
         cause = cause.__cause__
+    if isinstance(cause, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(cause):
+        return InputError(
+            f"{path}: the memory of the {device.type} does not suffice for this scan; "
+            "use a smaller --batch-size, another --device, or a machine with more memory"
+        )
     return None

@@ -151,12 +151,22 @@ def resolve(parser: ConfigParser, key: str, root: Path) -> Any:
     try:
         return parser.get_parsed_content(key)
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:  # MONAI wraps what a constructor raised
-            if isinstance(cause, DinomedError):
-                raise cause from None
-            cause = cause.__cause__
+        own = own_error(error)
+        if own is not None:
+            raise own from None
         raise BundleError(f"{key!r} of the bundle {root.name} cannot be built: {one_line(error)}") from error
+
+
+def own_error(error: BaseException) -> DinomedError | None:
+    """Return the error of ours that MONAI wrapped, if there is one."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, DinomedError):
+            return cause
+        seen.add(id(cause))
+        cause = cause.__cause__
+    return None
 
 
 def one_line(error: BaseException) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from dinomed.bundle.config import config_file, one_line, overlay_file, read_configs
+from dinomed.bundle.config import config_file, one_line, overlay_file, own_error, read_configs
 from dinomed.bundle.locate import METADATA, find_bundle
-from dinomed.errors import BundleError, DinomedError
+from dinomed.errors import BundleError
 
 
 def run_program(
@@ -58,17 +58,10 @@ def run_program(
         workflow.run()
         workflow.finalize()
     except Exception as error:
-        raise_own(error)
-        raise
-
-
-def raise_own(error: BaseException) -> None:
-    """Raise the error of ours inside what MONAI wrapped, if there is one."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, DinomedError):
-            raise cause from None
-        cause = cause.__cause__
+        own = own_error(error)
+        if own is None:
+            raise
+        raise own from None
 
 
 def _check_settings(root: Path, files: Sequence[Path], overrides: Mapping[str, Any]) -> None:

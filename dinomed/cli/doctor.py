@@ -139,18 +139,9 @@ def _gpus() -> list[str]:
 
 
 def _kernels() -> dict[str, str]:
-    """Say for each device whether deformable attention has a compiled kernel."""
-    import torch
+    from dinomed.ops import kernel_status
 
-    import dinomed.ops  # noqa: F401  registers the operator
-
-    name = "dinomed::ms_deform_attn"
-    return {
-        device: "compiled kernel"
-        if torch._C._dispatch_has_kernel_for_dispatch_key(name, device)
-        else f"plain PyTorch, since no kernel for {device} was compiled when dinomed was installed"
-        for device in ("CPU", "CUDA")
-    }
+    return kernel_status()
 
 
 def _bundles() -> list[str]:

@@ -66,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """Return kind, text and origin of an unexpected error on one line."""
+    """Return kind, text and origin of an unexpected error on one line; of a wrapped one, those of its cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

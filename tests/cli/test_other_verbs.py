@@ -67,6 +67,13 @@ def test_errors_of_ours_inside_a_bundle_keep_their_sentence(root: Path, capsys: 
     assert "Traceback" not in error
 
 
+def test_other_errors_inside_a_bundle_are_told_by_their_cause(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", NAME, "--set", "output_file=/nowhere/at/all.txt"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("dinomed: internal error, please report it: FileNotFoundError")
+    assert "/nowhere/at/all.txt" in last
+
+
 def test_settings_are_python_literals_or_text() -> None:
     read = read_settings(["a=1", "b=1e-4", "c=true", "d=null", "e=[1, 2]", "f=/data/x", "g=a=b", "h=None"])
     assert read == {"a": 1, "b": 1e-4, "c": True, "d": None, "e": [1, 2], "f": "/data/x", "g": "a=b", "h": None}

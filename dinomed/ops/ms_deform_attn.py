@@ -55,11 +55,23 @@ def ms_deform_attn(
     """
     heights = [height for height, _ in spatial_shapes]
     widths = [width for _, width in spatial_shapes]
-    _check_shapes(value, heights, widths, sampling_locations, attention_weights)
+    check_shapes(value, heights, widths, sampling_locations, attention_weights)
     return torch.ops.dinomed.ms_deform_attn(value, heights, widths, sampling_locations, attention_weights)
 
 
-def _check_shapes(value: Tensor, heights: list[int], widths: list[int], locations: Tensor, weights: Tensor) -> None:
+def check_shapes(value: Tensor, heights: list[int], widths: list[int], locations: Tensor, weights: Tensor) -> None:
+    """Refuse shapes that do not belong together.
+
+    Args:
+        value: (B, S, M, D).
+        heights: Heights of the levels, in pixels.
+        widths: Widths of the levels, in pixels.
+        locations: Or offsets, (B, Q, M, L, P, 2).
+        weights: Or logits, (B, Q, M, L, P).
+
+    Raises:
+        ValueError: If they do not, with what is wrong.
+    """
     if value.dim() != 4 or locations.dim() != 6 or weights.dim() != 5:
         raise ValueError(
             "value, sampling_locations and attention_weights must be (B, S, M, D), (B, Q, M, L, P, 2) and "
@@ -81,7 +93,8 @@ def _check_shapes(value: Tensor, heights: list[int], widths: list[int], location
         raise ValueError(f"the spatial shapes hold {pixels} pixels but value has {value.shape[1]}; list every level")
 
 
-def _accumulation_dtype(value: Tensor) -> torch.dtype:
+def real_dtype(value: Tensor) -> torch.dtype:
+    """Give the type of locations, weights and sums: float64 for float64 values, else float32."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
@@ -117,7 +130,7 @@ def _reference(
 ) -> Tensor:
     batch, _, heads, depth = value.shape
     queries = sampling_locations.shape[1]
-    dtype = _accumulation_dtype(value)
+    dtype = real_dtype(value)
     output = value.new_zeros((batch * heads, depth, queries), dtype=dtype)
     if output.numel() > 0 and attention_weights.numel() > 0:
         maps = _level_maps(value, heights, widths, dtype)
@@ -138,7 +151,7 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, heads, depth = value.shape
     _, queries, _, levels, points, _ = sampling_locations.shape
-    dtype = _accumulation_dtype(value)
+    dtype = real_dtype(value)
     if grad_output.numel() == 0 or attention_weights.numel() == 0:
         inputs = (value, sampling_locations, attention_weights)
         grad_value, grad_locations, grad_weights = (tensor.new_zeros(tensor.shape) for tensor in inputs)

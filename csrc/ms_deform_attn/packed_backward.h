@@ -1,0 +1,136 @@
+// Gradients on packed maps: each neighbour's row is read, multiplied and added to, without a test and without atomics.
+#pragma once
+
+#include "gradients.h"
+#include "packed.h"
+
+namespace {
+
+template <typename T>
+struct BackwardScratch {
+  PointTable<T> table;
+  PackedMaps<T> maps, changes;
+  Taps<T> taps;
+  PointProducts<T> products;
+  int64_t* pitches = nullptr;
+  T* output = nullptr;  // one query's and head's gradient that comes in, padded with zeros
+
+  BackwardScratch(Arena& arena, const Problem& problem, int64_t heads) {
+    table.take(arena, problem, heads);
+    maps.take(arena, problem, heads);
+    changes.take(arena, problem, heads);
+    taps.take(arena, table.padded);
+    products.take(arena, table.padded + Lanes<T>::count);
+    pitches = arena.take<int64_t>(problem.levels);
+    output = arena.take<T>(maps.row);
+  }
+};
+
+// One neighbour: its product with the output's gradient, lane by lane, and the gradient of its values.
+template <typename T, int Vectors>
+inline Vec<T> visit(const T* value, T* change, const Vec<T>* gradient, T weight) {
+  constexpr int n = Lanes<T>::count;
+  Vec<T> product{};
+  for (int v = 0; v < Vectors; ++v) {
+    product += gradient[v] * load(value + v * n);
+    store(change + v * n, load(change + v * n) + weight * gradient[v]);
+  }
+  return product;
+}
+
+// Some points (a quarter of a vector's lanes) of one query and head; `product` gets one vector for each neighbour of
+// each. Wider heads come in several chunks of channels.
+template <typename T, int Vectors>
+inline void visit_points(const BackwardScratch<T>& scratch, int64_t head, int64_t first, int count, int64_t points,
+                         int64_t first_in_head, int64_t channel, Vec<T>* product) {
+  constexpr int n = Lanes<T>::count, batch = n / 4 > 0 ? n / 4 : 1;
+  const int64_t row = scratch.maps.row, start = head * scratch.maps.head + channel;
+  Vec<T> gradient[Vectors];
+  for (int v = 0; v < Vectors; ++v) gradient[v] = load(scratch.output + channel + v * n);
+  for (int p = 0; p < count; ++p) {
+    const int64_t pitch = scratch.pitches[(first_in_head + p) / points];
+    const int64_t upper = start + scratch.taps.offset[first + p], lower = upper + pitch;
+    const T *value = scratch.maps.data, *const *weight = scratch.taps.weight;
+    T* change = scratch.changes.data;
+    product[p] += visit<T, Vectors>(value + upper, change + upper, gradient, weight[0][first + p]);
+    product[batch + p] += visit<T, Vectors>(value + upper + row, change + upper + row, gradient, weight[1][first + p]);
+    product[2 * batch + p] += visit<T, Vectors>(value + lower, change + lower, gradient, weight[2][first + p]);
+    product[3 * batch + p] +=
+        visit<T, Vectors>(value + lower + row, change + lower + row, gradient, weight[3][first + p]);
+  }
+}
+
+template <typename T, int Vectors>
+DINOMED_SEPARATE void visit_head(const Problem& problem, const BackwardScratch<T>& scratch, int64_t head) {
+  constexpr int n = Lanes<T>::count, batch = n / 4 > 0 ? n / 4 : 1;
+  const int64_t per_head = problem.levels * problem.points;
+  for (int64_t p = 0; p < per_head; p += batch) {
+    Vec<T> product[4 * batch] = {};
+    const int count = static_cast<int>(per_head - p < batch ? per_head - p : batch);
+    const int64_t first = head * per_head + p;
+    if constexpr (Vectors > 0) {
+      visit_points<T, Vectors>(scratch, head, first, count, problem.points, p, 0, product);
+    } else {
+      for (int64_t channel = 0; channel < scratch.maps.row; channel += n) {
+        visit_points<T, 1>(scratch, head, first, count, problem.points, p, channel, product);
+      }
+    }
+    if constexpr (n >= 4) {
+      const Vec<T> sums = sum_lanes_of_each<T>(product);
+      // Lanes past `count` go to the next head's places, which are written after, or to the padding.
+      for (int k = 0; k < 4; ++k) {
+        std::memcpy(scratch.products.product[k] + first, reinterpret_cast<const char*>(&sums) + k * batch * sizeof(T),
+                    batch * sizeof(T));
+      }
+    } else {
+      for (int k = 0; k < 4; ++k) scratch.products.product[k][first] = product[k][0] + product[k][1];
+    }
+  }
+}
+
+template <typename T>
+inline void visit_any_head(const Problem& problem, const BackwardScratch<T>& scratch, int64_t head) {
+  switch (scratch.maps.row / Lanes<T>::count) {
+    case 1: return visit_head<T, 1>(problem, scratch, head);
+    case 2: return visit_head<T, 2>(problem, scratch, head);
+    case 3: return visit_head<T, 3>(problem, scratch, head);
+    case 4: return visit_head<T, 4>(problem, scratch, head);
+    default: return visit_head<T, 0>(problem, scratch, head);
+  }
+}
+
+template <typename T, typename S>
+bool backward_packed(const Problem& problem, const Inputs& in, const Gradients& gradients, const Piece& piece) {
+  Arena measure(nullptr);
+  BackwardScratch<T> sized(measure, problem, piece.heads);
+  char* memory = static_cast<char*>(dinomed::borrow_scratch(measure.used()));
+  if (memory == nullptr) return false;
+  Arena arena(memory);
+  BackwardScratch<T> scratch(arena, problem, piece.heads);
+  scratch.table.fill(problem, scratch.maps.row);
+  scratch.maps.fill(problem, static_cast<const S*>(in.value), piece);
+  std::memset(scratch.changes.data, 0, sizeof(T) * static_cast<uint64_t>(piece.heads * scratch.changes.head));
+  for (int64_t l = 0; l < problem.levels; ++l) scratch.pitches[l] = (problem.widths[l] + kFrame) * scratch.maps.row;
+  const int depth = static_cast<int>(problem.depth);
+  for (int64_t query = piece.first_query; query < piece.first_query + piece.queries; ++query) {
+    for_points<T>(problem, in, scratch.table, piece, query, [&](int64_t i, const Points<T>& points) {
+      scratch.products.put(i, points);
+      scratch.taps.put(i, points, load_int<T>(scratch.table.base + i), load_int<T>(scratch.table.pitch + i),
+                       scratch.maps.row);
+    });
+    const S* output = static_cast<const S*>(gradients.output) +
+                      ((piece.batch * problem.queries + query) * problem.heads + piece.first_head) * problem.depth;
+    for (int64_t head = 0; head < piece.heads; ++head, output += depth) {
+      for (int d = 0; d < depth; d += Lanes<T>::count) {
+        store(scratch.output + d, load_up_to(output + d, depth - d));
+      }
+      visit_any_head(problem, scratch, head);
+    }
+    write_gradients(problem, in, gradients, scratch.table, scratch.products, piece, query);
+  }
+  scratch.changes.copy_out(problem, static_cast<S*>(gradients.value), piece);
+  dinomed::return_scratch();
+  return true;
+}
+
+}  // namespace

@@ -172,3 +172,13 @@ def test_devices_and_planes_are_checked() -> None:
     for wrong in ("", "axial,", [], "transverse"):
         with pytest.raises(InputError, match="is unknown"):
             choose_planes(wrong)
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_cpu(root: Path, scan: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device here")
+    on_gpu = Predictor.from_bundle(root, device="cuda", precision="float32").segment(scan)
+    on_cpu = Predictor.from_bundle(root, device="cpu", precision="float32").segment(scan)
+    assert on_gpu.run.device == "cuda"
+    assert (on_gpu.labels == on_cpu.labels).mean() > 0.999

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SIZE_MULTIPLE = 32
-"""Sides of the parts that a network sees, in pixels, are multiples of this."""
+BLOCK = 32
+"""Parts of slices consist of whole blocks of this many pixels, counted from the slice's first row and column.
+
+So a part meets the patches of a transformer and the strides of convolutions where the whole slice does.
+"""
 
 SMALLEST_SIZE = 160
-"""Nor do they get smaller than this, where the slice is larger: a network needs context to tell what it sees."""
+"""Parts do not get smaller than this, where the slice is larger: a network needs context to tell what it sees."""
 
-MARGIN_VOXELS = 4
+MARGIN_PIXELS = 4
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of one axis: voxels `start` to `stop`, then `padding` empty ones beyond the volume's end."""
+    """A part of a slice's rows or columns: pixels `start` to `stop`, then `padding` beyond the slice's end."""
 
     start: int
     stop: int
@@ -26,7 +29,7 @@ class Span:
 
     @property
     def size(self) -> int:
-        """Voxels with the padding."""
+        """Pixels with the padding."""
         return self.stop - self.start + self.padding
 
 
@@ -84,26 +87,25 @@ def _project(volume: Tensor, empty_value: float, cubes: bool) -> tuple[Tensor, T
 
 
 def whole_span(size: int) -> Span:
-    """Take a whole axis, padded to a multiple of `SIZE_MULTIPLE`."""
-    return Span(0, size, -size % SIZE_MULTIPLE)
+    """Take all rows or columns, padded to whole blocks."""
+    return Span(0, size, -size % BLOCK)
 
 
 def tight_span(filled: Tensor) -> Span:
-    """Choose the part of an axis that holds everything, with a margin.
+    """Choose the blocks that hold everything, with a margin.
 
     Args:
-        filled: (n,) boolean marks, at least one set.
+        filled: (n,) boolean marks of rows or columns, at least one set.
 
     Returns:
-        A part whose size is a multiple of `SIZE_MULTIPLE` and at least `SMALLEST_SIZE`; the whole axis, padded, where
-        that is no larger.
+        Whole blocks, at least `SMALLEST_SIZE` pixels, or all there are.
     """
     size = filled.numel()
     used = torch.nonzero(filled).flatten()
-    first = max(0, int(used[0]) - MARGIN_VOXELS)
-    stop = min(size, int(used[-1]) + 1 + MARGIN_VOXELS)
-    length = max(-(-(stop - first) // SIZE_MULTIPLE) * SIZE_MULTIPLE, SMALLEST_SIZE)
-    if length >= size:
-        return whole_span(size)
-    start = min(max(0, (first + stop - length) // 2), size - length)
-    return Span(start, start + length, 0)
+    blocks = -(-size // BLOCK)
+    first = max(0, int(used[0]) - MARGIN_PIXELS) // BLOCK
+    stop = -(-min(size, int(used[-1]) + 1 + MARGIN_PIXELS) // BLOCK)
+    wanted = max(stop - first, min(SMALLEST_SIZE // BLOCK, blocks))
+    first = min(max(0, first - (wanted - (stop - first) + 1) // 2), blocks - wanted)
+    start, end = first * BLOCK, (first + wanted) * BLOCK
+    return Span(start, min(end, size), max(0, end - size))

@@ -249,7 +249,7 @@ class SliceInferer(Inferer):
                     in_columns = found[q].select(0 if axis < p else 1, index)
                     if not bool(in_rows.any()):
                         continue
-                    rows, columns = tight_span(in_rows), tight_span(in_columns)
+                    rows, columns = tight_span(in_rows.flip(0)), tight_span(in_columns)
                 parts.append(_Part(axis, index, rows, columns, weight))
         if not parts:  # an empty volume still needs one slice to learn the number of classes
             axis = PLANE_AXES[self.planes[0]]
@@ -293,20 +293,22 @@ def _batches(parts: Sequence[_Part], batch_size: int) -> Iterator[list[_Part]]:
 
 def _cut(volume: Tensor, part: _Part, neighbours: int, empty: float) -> Tensor:
     """Cut a part of a slice with its neighbours (channels, rows, cols), padded with empty space."""
+    channels = slice_inputs(_region(volume, part), part.axis, [part.index], neighbours)[0]
+    return functional.pad(channels, (0, part.columns.padding, 0, part.rows.padding), value=empty)
+
+
+def _region(volume: Tensor, part: _Part) -> Tensor:
+    """Return a view of the part of a volume (..., X, Y, Z) that a part of a slice covers in its plane."""
     q, p = _in_plane_axes(part.axis)
-    region = volume.narrow(q, part.rows.start, part.rows.stop - part.rows.start)
-    region = region.narrow(p, part.columns.start, part.columns.stop - part.columns.start)
-    channels = slice_inputs(region, part.axis, [part.index], neighbours)[0]
-    # Rows run downwards along q, so the volume's end is at the top.
-    return functional.pad(channels, (0, part.columns.padding, part.rows.padding, 0), value=empty)
+    q, p = q - 3, p - 3
+    # Rows run downwards along q.
+    region = volume.narrow(q, volume.shape[q] - part.rows.stop, part.rows.stop - part.rows.start)
+    return region.narrow(p, part.columns.start, part.columns.stop - part.columns.start)
 
 
 def _add(probs: Tensor, one: Tensor, part: _Part) -> None:
     """Add the probabilities (C, rows, cols) of a part of a slice to those of the volume (C, X, Y, Z)."""
-    q, p = _in_plane_axes(part.axis)
-    one = one[:, part.rows.padding :, : one.shape[-1] - part.columns.padding].flip(1)
+    one = one[:, : part.rows.stop - part.rows.start, : part.columns.stop - part.columns.start].flip(1)
     # So far the background has the plane's whole weight. uint8 wraps around, so taking it away first does no harm.
     one[0] -= part.weight
-    region = probs.narrow(1 + q, part.rows.start, part.rows.stop - part.rows.start)
-    region = region.narrow(1 + p, part.columns.start, part.columns.stop - part.columns.start)
-    region.select(1 + part.axis, part.index).transpose(1, 2).add_(one)
+    _region(probs, part).select(part.axis - 3, part.index).transpose(1, 2).add_(one)

@@ -180,7 +180,7 @@ def test_slices_are_padded_with_emptiness_to_a_multiple_of_32() -> None:
     probs = SliceInferer(("axial",), precision="float32")(volume, Spy())
     (slices,) = seen
     assert slices.shape == (2, 3, 32, 64)
-    assert (slices[:, :, :12] == -7).all()
+    assert (slices[:, :, 20:] == -7).all()
     assert (slices[:, :, :, 33:] == -7).all()
     assert (probs[0].float() - expected_probs(volume[0])).abs().max() <= 0.51 + 255 * 1e-5
 
@@ -204,22 +204,17 @@ def test_thin_things_count_where_there_is_nothing_else() -> None:
     assert occupied(torch.ones(1, 4, 5), 0.0)[0].all()
 
 
-def test_tight_spans_hold_everything() -> None:
-    for size, first, last in [
-        (256, 60, 180),
-        (256, 0, 3),
-        (256, 250, 255),
-        (170, 3, 160),
-        (90, 40, 41),
-        (512, 100, 400),
-    ]:
+def test_tight_spans_are_whole_blocks_that_hold_everything() -> None:
+    for size, first, last in [(256, 60, 180), (256, 0, 3), (256, 250, 255), (170, 3, 160), (90, 40, 41), (500, 1, 499)]:
         filled = torch.zeros(size, dtype=torch.bool)
-        filled[first : last + 1] = True
+        filled[[first, last]] = True
         span = tight_span(filled)
         assert 0 <= span.start <= first
         assert last < span.stop <= size
+        assert span.start % 32 == 0
         assert span.size % 32 == 0
-        assert span.size <= max(160, size + 31)
+        assert min(160, size) <= span.size <= max(160, last - first + 9 + 62)
+        assert (span.padding == 0) == (span.start + span.size <= size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])

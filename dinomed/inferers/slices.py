@@ -10,7 +10,7 @@ that classes x volume never exist in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,11 +101,11 @@ def slice_inputs(volume: Tensor, axis: int, indices: Sequence[int] | Tensor, nei
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The part of one slice that goes through the network."""
+class _Batch:
+    """Slices of one plane of which the same part goes through the network, in ascending order."""
 
     axis: int
-    index: int
+    indices: list[int]
     rows: Span
     columns: Span
     weight: int
@@ -207,55 +207,52 @@ class SliceInferer(Inferer):
     def _infer_volume(self, volume: Tensor, predict: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
         """Return probabilities times 255 (C, X, Y, Z) for one volume (X, Y, Z)."""
         empty = float(volume.amin()) if self.empty_value is None else self.empty_value
-        parts = self._parts(volume, empty)
-        bar = tqdm(total=len(parts), unit="slice") if self.progress is True else None
+        batches = self._batches(volume, empty)
+        total = sum(len(batch.indices) for batch in batches)
+        bar = tqdm(total=total, unit="slice") if self.progress is True else None
         probs: Tensor | None = None
         done = 0
-        for batch in _batches(parts, self.batch_size):
+        for batch in batches:
             with torch.inference_mode():
-                slices = torch.stack([_cut(volume, part, self.neighbours, empty) for part in batch])
+                slices = _cut(volume, batch, self.neighbours, empty)
                 slices = slices.to(device, torch.float32, memory_format=torch.channels_last)
-                weighted = self._predict_slices(slices, predict).mul_(batch[0].weight).round_().to(torch.uint8)
+                weighted = self._predict_slices(slices, predict).mul_(batch.weight).round_().to(torch.uint8)
             if probs is None:  # not in inference mode, so that the caller may change it
                 probs = torch.zeros((weighted.shape[1], *volume.shape), dtype=torch.uint8, device=volume.device)
                 probs[0] = FULL_PROBABILITY
-            for part, one in zip(batch, weighted.to(volume.device), strict=True):
-                _add(probs, one, part)
-            done += len(batch)
+            _add(probs, weighted.to(volume.device), batch)
+            done += len(batch.indices)
             if bar is not None:
-                bar.update(len(batch))
+                bar.update(len(batch.indices))
             elif callable(self.progress):
-                self.progress(done, len(parts))
+                self.progress(done, total)
         if bar is not None:
             bar.close()
         assert probs is not None
         return probs
 
-    def _parts(self, volume: Tensor, empty: float) -> list[_Part]:
+    def _batches(self, volume: Tensor, empty: float) -> list[_Batch]:
         """List what goes through the network."""
         found: Sequence[Tensor] | None = occupied(volume, empty) if self.skip_empty else None
-        parts = []
+        batches = []
         for number, plane in enumerate(self.planes):
             axis = PLANE_AXES[plane]
-            q, p = _in_plane_axes(axis)
             # Whole weights that add up to exactly 255.
             weight = FULL_PROBABILITY * (number + 1) // len(self.planes) - FULL_PROBABILITY * number // len(self.planes)
+            together: dict[tuple[Span, Span], list[int]] = {}
             for index in range(volume.shape[axis]):
-                if found is None:
-                    rows, columns = whole_span(volume.shape[q]), whole_span(volume.shape[p])
-                else:
-                    # The projection along p has the axes q and `axis`, in ascending order; that along q likewise.
-                    in_rows = found[p].select(0 if axis < q else 1, index)
-                    in_columns = found[q].select(0 if axis < p else 1, index)
-                    if not bool(in_rows.any()):
-                        continue
-                    rows, columns = tight_span(in_rows.flip(0)), tight_span(in_columns)
-                parts.append(_Part(axis, index, rows, columns, weight))
-        if not parts:  # an empty volume still needs one slice to learn the number of classes
+                spans = _spans(volume.shape, found, axis, index)
+                if spans is not None:
+                    together.setdefault(spans, []).append(index)
+            for (rows, columns), indices in together.items():
+                for start in range(0, len(indices), self.batch_size):
+                    batches.append(_Batch(axis, indices[start : start + self.batch_size], rows, columns, weight))
+        if not batches:  # an empty volume still needs one slice, without weight, to learn the number of classes
             axis = PLANE_AXES[self.planes[0]]
-            q, p = _in_plane_axes(axis)
-            parts.append(_Part(axis, 0, whole_span(volume.shape[q]), whole_span(volume.shape[p]), 0))
-        return parts
+            spans = _spans(volume.shape, None, axis, 0)
+            assert spans is not None
+            batches.append(_Batch(axis, [0], *spans, weight=0))
+        return batches
 
     def _predict_slices(self, slices: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
         """Return float32 probabilities (n, C, rows, cols), from windows where the slices are larger than one."""
@@ -279,36 +276,48 @@ def _softmax(logits: Any, slices: Tensor) -> Tensor:
     return probs
 
 
-def _batches(parts: Sequence[_Part], batch_size: int) -> Iterator[list[_Part]]:
-    """Group parts of one plane that have one size."""
-    waiting: dict[tuple[int, int, int], list[_Part]] = {}
-    for part in parts:
-        batch = waiting.setdefault((part.axis, part.rows.size, part.columns.size), [])
-        batch.append(part)
-        if len(batch) == batch_size:
-            yield list(batch)
-            batch.clear()
-    yield from (batch for batch in waiting.values() if batch)
+def _spans(shape: Sequence[int], found: Sequence[Tensor] | None, axis: int, index: int) -> tuple[Span, Span] | None:
+    """Choose the rows and columns of a slice that are worth running; `None` where it is empty.
+
+    Args:
+        shape: (X, Y, Z) of the volume.
+        found: The volume's projections as `occupied` gives them, or `None` to take slices whole.
+        axis: Axis of the slice.
+        index: Its position.
+    """
+    q, p = _in_plane_axes(axis)
+    if found is None:
+        return whole_span(shape[q]), whole_span(shape[p])
+    # The projection along p has the axes q and `axis`, in ascending order; that along q likewise. Rows run down q.
+    in_rows = found[p].select(0 if axis < q else 1, index).flip(0)
+    in_columns = found[q].select(0 if axis < p else 1, index)
+    return (tight_span(in_rows), tight_span(in_columns)) if bool(in_rows.any()) else None
 
 
-def _cut(volume: Tensor, part: _Part, neighbours: int, empty: float) -> Tensor:
-    """Cut a part of a slice with its neighbours (channels, rows, cols), padded with empty space."""
-    channels = slice_inputs(_region(volume, part), part.axis, [part.index], neighbours)[0]
-    return functional.pad(channels, (0, part.columns.padding, 0, part.rows.padding), value=empty)
-
-
-def _region(volume: Tensor, part: _Part) -> Tensor:
-    """Return a view of the part of a volume (..., X, Y, Z) that a part of a slice covers in its plane."""
-    q, p = _in_plane_axes(part.axis)
+def _region(volume: Tensor, batch: _Batch) -> Tensor:
+    """Return a view of what a batch covers in its plane, from a volume (..., X, Y, Z)."""
+    q, p = _in_plane_axes(batch.axis)
     q, p = q - 3, p - 3
-    # Rows run downwards along q.
-    region = volume.narrow(q, volume.shape[q] - part.rows.stop, part.rows.stop - part.rows.start)
-    return region.narrow(p, part.columns.start, part.columns.stop - part.columns.start)
+    region = volume.narrow(q, volume.shape[q] - batch.rows.stop, batch.rows.stop - batch.rows.start)
+    return region.narrow(p, batch.columns.start, batch.columns.stop - batch.columns.start)
 
 
-def _add(probs: Tensor, one: Tensor, part: _Part) -> None:
-    """Add the probabilities (C, rows, cols) of a part of a slice to those of the volume (C, X, Y, Z)."""
-    one = one[:, : part.rows.stop - part.rows.start, : part.columns.stop - part.columns.start].flip(1)
+def _cut(volume: Tensor, batch: _Batch, neighbours: int, empty: float) -> Tensor:
+    """Cut the slices of a batch with their neighbours (n, channels, rows, cols), padded with empty space."""
+    slices = slice_inputs(_region(volume, batch), batch.axis, batch.indices, neighbours)
+    return functional.pad(slices, (0, batch.columns.padding, 0, batch.rows.padding), value=empty)
+
+
+def _add(probs: Tensor, part: Tensor, batch: _Batch) -> None:
+    """Add the probabilities (n, C, rows, cols) of a batch to those of the volume (C, X, Y, Z)."""
+    part = part[:, :, : batch.rows.stop - batch.rows.start, : batch.columns.stop - batch.columns.start].flip(2)
     # So far the background has the plane's whole weight. uint8 wraps around, so taking it away first does no harm.
-    one[0] -= part.weight
-    _region(probs, part).select(part.axis - 3, part.index).transpose(1, 2).add_(one)
+    part[:, 0] -= batch.weight
+    q, p = _in_plane_axes(batch.axis)
+    region = _region(probs, batch).permute(1 + batch.axis, 0, 1 + q, 1 + p)
+    first, last = batch.indices[0], batch.indices[-1]
+    if last - first + 1 == len(batch.indices):
+        region[first : last + 1] += part
+    else:
+        for index, one in zip(batch.indices, part, strict=True):
+            region[index] += one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def list_scans(source: Paths) -> list[Path]:
     """List the scans that an input names: a file, a DICOM folder, a folder of scans, or a list of these.
 
     Raises:
-        InputError: If there is nothing; an engine would only warn and end as if all were well.
+        InputError: If there is nothing, or a path that does not exist; an engine would only warn about no scans and
+            end as if all were well.
     """
     if source is None:
         raise InputError("no scans are named; set input to a scan or to a folder of scans")
@@ -24,6 +26,8 @@ def list_scans(source: Paths) -> list[Path]:
     found: list[Path] = []
     for entry in given:
         path = Path(entry).expanduser()
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file or folder; set input to a scan or to a folder of scans")
         found += find_volumes(path) if path.is_dir() else [path]
     if not found:
         raise InputError(f"{', '.join(map(str, given))}: no scans here; set input to a scan or to a folder of scans")
@@ -41,11 +45,18 @@ def list_pairs(source: Paths, reference: Paths) -> list[dict[str, str]]:
     One scan goes with one label map whatever they are called; several are matched by case name.
 
     Raises:
-        InputError: If either is empty, or a scan has no label map.
+        InputError: If either is empty, a scan has no label map, or two of them share a name.
     """
-    scans, labels = list_scans(source), list_scans(reference)
+    scans = list_scans(source)
+    if reference is None:
+        raise InputError("no label maps are named; set reference to a label map or to a folder of label maps")
+    labels = list_scans(reference)
     if len(scans) == len(labels) == 1:
         return [{"image": str(scans[0]), "label": str(labels[0])}]
+    for paths in (scans, labels):
+        counts = Counter(case_name(path) for path in paths)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
+            raise InputError(f"several files are called {', '.join(twice)}; give each case a name of its own")
     by_name = {case_name(path): path for path in labels}
     missing = [path.name for path in scans if case_name(path) not in by_name]
     if missing:

@@ -30,11 +30,13 @@ def prepare_run(seed: int, deterministic: bool = True) -> None:
         seed: the seed.
         deterministic: use deterministic kernels; those that have none warn.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no reproducible kernels
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time in every step
+    # A debugging aid that costs time in every step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.set_flush_denormal(True)
 
@@ -52,7 +54,7 @@ def start_network(network: nn.Module, initial_weights: str | Path | None, device
     """
     if initial_weights is not None:
         network = load_network(network, initial_weights, device)
-    return network.to(device=device, memory_format=torch.channels_last)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def parameter_groups(network: nn.Module, learning_rate: float, backbone_learning_rate: float) -> list[dict[str, Any]]:
@@ -113,7 +115,7 @@ def join_processes() -> None:
     """
     if "RANK" not in os.environ:
         raise InputError(
-            "multi_gpu_train.yaml needs torchrun; start it with torchrun --nproc_per_node N -m monai.bundle"
+            "multi_gpu_train.yaml needs torchrun; start it with torchrun --nproc_per_node N -m monai.bundle run ..."
         )
     if distributed.is_initialized():
         return

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 
-from dinomed.data.synthesis import (
-    Box,
-    SynthesisSettings,
-    class_targets,
-    draw_scan_parameters,
-    synthesize_scans,
-)
+from dinomed.data.head_tissues import class_targets
+from dinomed.data.scan_parameters import SynthesisSettings, draw_scan_parameters
+from dinomed.data.synthesis import Box, synthesize_scans
 from dinomed.data.synthetic_slices import read_classes
 from dinomed.errors import InputError
 
@@ -41,7 +37,7 @@ class SyntheticScans(Sequence[dict[str, Any]]):
     def __init__(
         self,
         label_maps: Sequence[str | Path],
-        label_sources: dict[int, Sequence[int]],
+        label_sources: Mapping[int, Sequence[int]],
         scans_per_map: int = 1,
         seed: int = 0,
         settings: SynthesisSettings | None = None,

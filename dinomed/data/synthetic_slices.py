@@ -12,15 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dinomed.data.synthesis import (
-    FIRST_OUTSIDE_CLASS,
-    Box,
-    SynthesisSettings,
-    class_targets,
-    draw_scan_parameters,
-    intensity_classes,
-    synthesize_scans,
-)
+from dinomed.data.head_tissues import FIRST_OUTSIDE_CLASS, class_targets, intensity_classes
+from dinomed.data.scan_parameters import SynthesisSettings, draw_scan_parameters
+from dinomed.data.synthesis import Box, synthesize_scans
 from dinomed.errors import InputError, VolumeError
 from dinomed.inferers.slices import PLANE_AXES, slice_inputs
 from dinomed.transforms.intensity import foreground_percentiles, window_hu
@@ -39,13 +33,20 @@ def find_label_maps(folder: str | Path, exclude: Sequence[str] = ()) -> list[Pat
     Raises:
         InputError: if the folder does not exist, holds no label map, or misses an excluded one.
     """
-    root = Path(folder)
-    found = sorted([*root.glob("*.nii.gz"), *root.glob("*.nii")])
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise InputError(f"{root}: there is no such folder; set dataset_dir to the folder that holds the label maps")
+    found = sorted(
+        path for pattern in ("*.nii.gz", "*.nii") for path in root.glob(pattern) if not path.name.startswith(".")
+    )
     if not found:
         raise InputError(f"{root}: no label maps (*.nii.gz) here; set dataset_dir to the folder that holds them")
     missing = set(exclude) - {path.name for path in found}
     if missing:
-        raise InputError(f"{root}: the label maps {sorted(missing)} are named in the configuration but not there")
+        raise InputError(
+            f"{root}: the label maps {', '.join(sorted(missing))} are named in the configuration but not there; "
+            "correct validation_maps"
+        )
     return [path for path in found if path.name not in exclude]
 
 
@@ -56,20 +57,22 @@ def read_classes(path: Path) -> tuple[Tensor, tuple[float, float, float]]:
         (X, Y, Z) uint8 classes and the voxel size in millimetres.
 
     Raises:
-        VolumeError: if the file is no label map that synthesis knows.
+        VolumeError: if the file is no label map that synthesis knows, or shows no head.
     """
+    path = path.expanduser()
     try:
         image = nib.as_closest_canonical(nib.load(path))
         values = np.asanyarray(image.dataobj)
         if values.ndim != 3 or not np.array_equal(values, np.rint(values)):
             raise ValueError("it is no three-dimensional map of whole numbers")
         classes = intensity_classes(torch.from_numpy(values.astype(np.int32)))
+        if not bool(classes.any()):
+            raise ValueError("it holds nothing but background")
     except Exception as error:  # nibabel raises anything from OSError to zlib.error on a damaged file
         raise VolumeError(f"{path}: cannot be used as a label map ({error}); give FreeSurfer label maps") from error
     for axis in range(3):
         used = torch.nonzero(classes.amax(dim=[k for k in range(3) if k != axis])).flatten()
-        if len(used):
-            classes = classes.narrow(axis, int(used[0]), int(used[-1] - used[0]) + 1)
+        classes = classes.narrow(axis, int(used[0]), int(used[-1] - used[0]) + 1)
     zooms = image.header.get_zooms()
     return classes.contiguous(), (float(zooms[0]), float(zooms[1]), float(zooms[2]))
 
@@ -103,7 +106,7 @@ class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
     def __init__(
         self,
         label_maps: Sequence[str | Path],
-        label_sources: dict[int, Sequence[int]],
+        label_sources: Mapping[int, Sequence[int]],
         intensity: Transform,
         length: int,
         slices_per_item: int = 8,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,47 @@ from torch.utils.tensorboard import SummaryWriter
 logger = logging.getLogger(__name__)
 
 
+class Table:
+    """A CSV file that grows by a row at a time.
+
+    A run that goes on from a checkpoint repeats the steps after it, so the first row replaces the rows of its own step
+    and of later ones, and whatever a kill left half written.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._started = False
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append a row, which has the key "step"."""
+        if self._started:
+            with self.path.open("a", newline="") as stream:
+                csv.DictWriter(stream, fieldnames=list(row)).writerow(row)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with temporary.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(row), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows([*self._rows_before(int(row["step"])), row])
+        temporary.replace(self.path)
+        self._started = True
+
+    def _rows_before(self, step: int) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if None not in row and None not in row.values()]
+        return [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) < step]
+
+
 class TrainingLog:
     """Log loss, learning rate and time left; append them to `log.csv` and to TensorBoard.
+
+    A line comes every few steps and at the end of each epoch.
 
     Args:
         folder: where `log.csv` and the TensorBoard events go.
@@ -29,6 +69,7 @@ class TrainingLog:
         self.folder = Path(folder)
         self.optimizer = optimizer
         self.every = every
+        self.table = Table(self.folder / "log.csv")
         self.writer: SummaryWriter | None = None
         self._sum, self._count, self._since = 0.0, 0, time.monotonic()
 
@@ -36,25 +77,28 @@ class TrainingLog:
         """Register with a trainer; only the first process of a distributed run writes."""
         if getattr(engine.state, "rank", 0) != 0:
             return
-        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, engine: Engine) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.writer = SummaryWriter(str(self.folder), purge_step=engine.state.iteration + 1)
-        self._since = time.monotonic()
+        """Begin with an epoch: only then is it known at which step a resumed run goes on."""
+        if self.writer is None:
+            self.writer = SummaryWriter(str(self.folder), purge_step=engine.state.iteration + 1)
+        self._begin_mean()
+
+    def _begin_mean(self) -> None:
+        self._sum, self._count, self._since = 0.0, 0, time.monotonic()
 
     def _step(self, engine: Engine) -> None:
         output = engine.state.output
         self._sum += float((output[0] if isinstance(output, list) else output)["loss"].detach())
         self._count += 1
-        step = engine.state.iteration
-        if step % self.every:
+        step, length = engine.state.iteration, engine.state.epoch_length
+        if step % self.every and step % length:
             return
         seconds = (time.monotonic() - self._since) / self._count
-        left = seconds * (engine.state.max_epochs * engine.state.epoch_length - step)
         row: dict[str, Any] = {
             "epoch": engine.state.epoch,
             "step": step,
@@ -64,18 +108,19 @@ class TrainingLog:
         }
         logger.info(
             "epoch %d step %d loss %.4f rate %.2e, %.2f s a step, about %d min left",
-            *(row[key] for key in ("epoch", "step", "loss", "learning_rate", "seconds_per_step")),
-            round(left / 60),
+            *row.values(),
+            round(seconds * (engine.state.max_epochs * length - step) / 60),
         )
-        append_row(self.folder / "log.csv", row)
+        self.table.append(row)
         if self.writer is not None:
             self.writer.add_scalar("train/loss", row["loss"], step)
             self.writer.add_scalar("train/learning_rate", row["learning_rate"], step)
-        self._sum, self._count, self._since = 0.0, 0, time.monotonic()
+        self._begin_mean()
 
     def _finish(self, engine: Engine) -> None:
         if self.writer is not None:
             self.writer.close()
+            self.writer = None
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._finish(engine)
@@ -85,17 +130,18 @@ class TrainingLog:
 class ValidationLog:
     """Log the validation metrics, append them to `validation.csv`, and show pictures in TensorBoard.
 
-    Attach it to the evaluator.
+    Attach it to the evaluator. Its events lie in a folder of their own: TensorBoard follows the newest file of a folder
+    only, and the trainer's must stay the newest of theirs.
 
     Args:
-        folder: where `validation.csv` and the TensorBoard events go.
-        trainer: the trainer whose epoch and step belong to the metrics; may be set later through `follow`.
+        folder: where `validation.csv` goes, and the TensorBoard events in `validation`.
         num_pictures: slices of the last batch that are shown: image, reference labels, predicted labels.
     """
 
     def __init__(self, folder: str | Path, num_pictures: int = 4) -> None:
         self.folder = Path(folder)
         self.num_pictures = num_pictures
+        self.table = Table(self.folder / "validation.csv")
         self.trainer: Engine | None = None
 
     def follow(self, trainer: Engine) -> None:
@@ -103,7 +149,7 @@ class ValidationLog:
         self.trainer = trainer
 
     def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
+        """Register with an evaluator; only the first process of a distributed run writes."""
         if getattr(engine.state, "rank", 0) != 0:
             return
         engine.add_event_handler(Events.COMPLETED, self)
@@ -111,14 +157,15 @@ class ValidationLog:
     def __call__(self, engine: Engine) -> None:
         """Write one row."""
         state = engine.state if self.trainer is None else self.trainer.state
+        step = state.iteration
         metrics = {key: value for key, value in engine.state.metrics.items() if isinstance(value, (int, float))}
         logger.info("epoch %d: %s", state.epoch, ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
-        append_row(self.folder / "validation.csv", {"epoch": state.epoch, "step": state.iteration, **metrics})
-        with SummaryWriter(str(self.folder), filename_suffix=".validation") as writer:
+        self.table.append({"epoch": state.epoch, "step": step, **metrics})
+        with SummaryWriter(str(self.folder / "validation"), purge_step=step) as writer:
             for key, value in metrics.items():
-                writer.add_scalar(f"validation/{key}", value, state.iteration)
+                writer.add_scalar(f"validation/{key}", value, step)
             for index, item in enumerate(engine.state.output[: self.num_pictures]):
-                writer.add_image(f"validation/slice_{index}", side_by_side(item), state.iteration)
+                writer.add_image(f"validation/slice_{index}", side_by_side(item), step)
 
 
 def side_by_side(item: dict[str, Tensor]) -> Tensor:
@@ -129,14 +176,3 @@ def side_by_side(item: dict[str, Tensor]) -> Tensor:
     labels = [torch.as_tensor(item[key]).float().cpu()[0] for key in ("label", "pred")]
     top = max(float(label.max()) for label in labels) or 1.0
     return torch.cat([middle, *(label / top for label in labels)], dim=1)[None]
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a CSV file, with the header first where the file is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)

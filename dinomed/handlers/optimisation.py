@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -32,7 +33,9 @@ def warmup_polynomial(
         ValueError: if the warm-up is not shorter than the whole.
     """
     if not 0 <= warmup_steps < total_steps:
-        raise ValueError(f"warmup_steps must lie in 0..{total_steps - 1} (total_steps - 1), not {warmup_steps}")
+        raise ValueError(
+            f"warmup_steps is {warmup_steps} and the whole training takes {total_steps} steps; shorten the warm-up"
+        )
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -119,8 +122,9 @@ class StopAtNaN:
             FloatingPointError: if it is NaN or infinite.
         """
         loss = float(engine.state.output["loss"].detach())
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss became {loss} at step {engine.state.iteration} (epoch {engine.state.epoch}); "
-                "the last checkpoint is whole: lower the learning rate and start the same command again"
+                "the last checkpoint and best.pt are whole: train on from best.pt (initial_weights) with a lower "
+                "learning rate in another output_dir"
             )

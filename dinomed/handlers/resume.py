@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 from pathlib import Path
@@ -19,10 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def save_atomically(content: Any, path: str | Path) -> None:
-    """Write with `torch.save` to a temporary name, flush to disk, then rename: a crash leaves the old file whole."""
+    """Write with `torch.save` to a temporary name, flush to disk, then rename: a crash leaves the old file whole.
+
+    The temporary name is always the same, so that what a killed run left behind is overwritten by the next one.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.tmp")
     try:
         with temporary.open("wb") as stream:
             torch.save(content, stream)
@@ -54,8 +58,8 @@ def random_states() -> dict[str, Any]:
 def restore_random_states(states: dict[str, Any]) -> None:
     """Undo `random_states`."""
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)
     kind, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, words, gauss = states["python"]
@@ -121,13 +125,14 @@ class ResumableCheckpoint:
         """Continue from the checkpoint if there is one.
 
         Raises:
-            WeightsError: if it is damaged, or was written by a run with other settings.
+            WeightsError: if it is damaged, or was written by a run with other settings or another network.
         """
         if not self.path.is_file():
             return
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             saved = content["fingerprint"]
+            state = {name: content[name] for name in ("iteration", "epoch", "best_metric", "best_metric_epoch")}
         except Exception as error:  # a damaged file makes torch.load raise almost anything
             raise WeightsError(f"{self.path}: the checkpoint is damaged ({error}); delete it to start anew") from error
         changed = sorted(
@@ -140,13 +145,18 @@ class ResumableCheckpoint:
                 f"{self.path}: was written with other settings: {', '.join(changed)}; "
                 "restore them, or choose another output_dir to start anew"
             )
-        bare(self.network).load_state_dict(content["network"])
+        try:
+            bare(self.network).load_state_dict(content["network"])
+        except RuntimeError as error:
+            raise WeightsError(
+                f"{self.path}: was written by a run of another network; choose another output_dir to start anew"
+            ) from error
         self.optimizer.load_state_dict(content["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])
         restore_random_states(content["random"])
-        for name in ("iteration", "epoch", "best_metric", "best_metric_epoch"):
-            setattr(engine.state, name, content[name])
+        for name, value in state.items():
+            setattr(engine.state, name, value)
         logger.info("continuing from %s after epoch %d", self.path, content["epoch"])
 
 
@@ -158,7 +168,6 @@ class BestWeights:
     Args:
         path: file of the state dict.
         network: what is evaluated.
-        trainer_state: called without arguments, returns the trainer's state, which remembers the best score.
     """
 
     def __init__(self, path: str | Path, network: nn.Module) -> None:
@@ -175,8 +184,10 @@ class BestWeights:
         engine.add_event_handler(Events.COMPLETED, self.save_if_best)
 
     def save_if_best(self, engine: Engine) -> None:
-        """Save when the key metric is higher than ever before."""
+        """Save when the key metric is higher than ever before; one that is no number never is."""
         score = float(engine.state.metrics[engine.state.key_metric_name])
+        if math.isnan(score):
+            return
         state = engine.state if self.trainer is None else self.trainer.state
         if state.best_metric_epoch != -1 and score <= state.best_metric:
             return

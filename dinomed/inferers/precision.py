@@ -34,7 +34,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-class AutocastInferer(SimpleInferer):  # type: ignore[misc]
+class AutocastInferer(SimpleInferer):
     """Run the network under autocast and hand out float32, for training; parameters stay float32.
 
     Args:

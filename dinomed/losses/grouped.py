@@ -33,6 +33,9 @@ class GroupedLoss(nn.Module):
     Args:
         loss: called with logits (B, G, ...) and target (B, 1, ...).
         class_groups: G groups of class numbers, or None.
+
+    Raises:
+        ValueError: if the groups do not hold each of the classes 0, 1, ... once.
     """
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], class_groups: Sequence[Sequence[int]] | None) -> None:
@@ -40,7 +43,12 @@ class GroupedLoss(nn.Module):
         self.loss = loss
         self.class_groups = class_groups
         if class_groups is not None:
-            table = torch.zeros(1 + max(max(group) for group in class_groups), dtype=torch.long)
+            members = sorted(number for group in class_groups for number in group)
+            if not members or members != list(range(len(members))) or not all(class_groups):
+                raise ValueError(
+                    f"class_groups must hold each class 0, 1, ... once, without empty groups, not {class_groups}"
+                )
+            table = torch.zeros(len(members), dtype=torch.long)
             for index, group in enumerate(class_groups):
                 table[list(group)] = index
             self.register_buffer("group_of", table, persistent=False)

@@ -28,11 +28,12 @@ def confusion_matrix(predicted: Tensor, reference: Tensor, num_classes: int) -> 
     if predicted.shape != reference.shape:
         raise ValueError(f"predicted has shape {tuple(predicted.shape)}, reference {tuple(reference.shape)}")
     if predicted.numel() == 0:
-        return torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=predicted.device)
     for name, labels in (("predicted", predicted), ("reference", reference)):
         if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
             raise ValueError(
-                f"{name} labels run from {int(labels.min())} to {int(labels.max())}, not below {num_classes}"
+                f"{name} labels run from {int(labels.min())} to {int(labels.max())}; they must lie in "
+                f"0..{num_classes - 1}"
             )
     pairs = reference.reshape(-1).int() * num_classes + predicted.reshape(-1).int()
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
@@ -59,8 +60,10 @@ def dice_scores(confusion: Tensor) -> Tensor:
     return 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))
 
 
-class LabelDice(Metric):  # type: ignore[misc]
+class LabelDice(Metric):
     """Mean Dice over the foreground classes that occur, pooled over everything seen; an Ignite metric.
+
+    In a distributed run the counts of all processes are pooled. Where no foreground occurs at all the mean is 0.
 
     Args:
         num_classes: number of labels, background included.
@@ -83,12 +86,12 @@ class LabelDice(Metric):  # type: ignore[misc]
         self.reduction = reduction
         super().__init__(output_transform=output_transform, device=torch.device("cpu"))
 
-    @reinit__is_reduced
+    @reinit__is_reduced  # type: ignore[untyped-decorator]
     def reset(self) -> None:
         """Forget everything seen."""
         self._confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
 
-    @reinit__is_reduced
+    @reinit__is_reduced  # type: ignore[untyped-decorator]
     def update(self, output: tuple[Any, Any]) -> None:
         """Add label maps: a tensor or a list of tensors for each side."""
         predicted, reference = output
@@ -98,7 +101,7 @@ class LabelDice(Metric):  # type: ignore[misc]
             pair = (torch.as_tensor(one).cpu(), torch.as_tensor(other).cpu())
             self._confusion += confusion_matrix(*pair, num_classes=self.num_classes)
 
-    @sync_all_reduce("_confusion")
+    @sync_all_reduce("_confusion")  # type: ignore[untyped-decorator]
     def compute(self) -> float | dict[str, float]:
         """Return the mean, or the scores by class."""
         confusion = self._confusion

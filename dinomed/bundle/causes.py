@@ -1,0 +1,42 @@
+"""The last line of a failed run: what went wrong, out of MONAI's wrapping."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+
+from dinomed.errors import DinomedError
+
+
+def show_causes() -> None:
+    """Let an uncaught error end with its cause.
+
+    `python -m monai.bundle run` wraps what a component raises and ends with the expression that it could not evaluate.
+    After this, an error of ours is shown as its one sentence, and any other one with its cause as the last line. A hook
+    that somebody else has set is left alone.
+    """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = explain
+
+
+def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write an uncaught error to stderr; a replacement of `sys.excepthook`."""
+    causes = list(_causes(error))
+    own = next((cause for cause in causes if isinstance(cause, DinomedError)), None)
+    if own is not None:
+        sys.stderr.write(f"dinomed: {own}\n")
+        return
+    sys.__excepthook__(kind, error, trace)
+    if len(causes) > 1:
+        sys.stderr.write(f"The cause: {type(causes[-1]).__name__}: {causes[-1]}\n")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Give the error and what it was raised from, outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import permutations, product
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
+from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from dinomed.errors import DinomedError
 from dinomed.inferers import SliceInferer, slice_inputs, slices_along
 from dinomed.inferers.occupancy import occupied, tight_span
 from dinomed.transforms.geometry import ToNetworkGridd
+from dinomed.transforms.intensity import NormalisePercentilesd
 from dinomed.transforms.labels import LabelsToNativeGridd
 
 PLANES = ("sagittal", "coronal", "axial")
@@ -338,6 +343,52 @@ def test_it_works_inside_monais_evaluator_with_decollated_postprocessing() -> No
         assert volume[3, 7, 8] == 1
         assert out["pred"][0, 3, 7, 8] == n + 1
         assert out["pred"][0, 0, 0, 0] == 0
+
+
+def segment(image: MetaTensor, spacing_mm: float = 1.0) -> MetaTensor:
+    """Run the whole path with a network that sees its surroundings and tells left from right."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2)).eval()
+    data = ToNetworkGridd("image", spacing_mm)({"image": image})
+    data = NormalisePercentilesd("image")(data)
+    data["pred"] = SliceInferer(precision="float32")(data["image"][None], network)[0]
+    return LabelsToNativeGridd()(data)["pred"]
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.6, 0.8, 2.5)])
+def test_all_48_voxel_orders_of_one_scan_get_bitwise_the_same_labels(spacing_mm: tuple[float, ...]) -> None:
+    shape = (24, 21, 9)
+    array = np.random.default_rng(0).gamma(2.0, size=shape).astype(np.float32)
+    where = np.arange(array.size).reshape(shape)
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, :3] = Rotation.from_euler("xyz", [10, -15, 20], degrees=True).as_matrix() @ affine[:3, :3]
+    reference = None
+    for axes, signs in product(permutations(range(3)), product((1, -1), repeat=3)):
+        order = np.array([[axes.index(i), signs[axes.index(i)]] for i in range(3)])
+        stored = np.asfortranarray(nib.orientations.apply_orientation(array, order))
+        stored_affine = affine @ nib.orientations.inv_ornt_aff(order, shape)
+        labels = segment(MetaTensor(torch.from_numpy(stored)[None], affine=torch.from_numpy(stored_affine)))
+        assert labels.shape[1:] == stored.shape
+        original = np.empty(shape, np.uint8)
+        original.flat[nib.orientations.apply_orientation(where, order).ravel()] = labels[0].numpy().ravel()
+        reference = original if reference is None else reference
+        np.testing.assert_array_equal(original, reference)
+    assert len(np.unique(reference)) > 1
+
+
+def test_six_stored_voxel_orders_of_one_brain_get_the_same_labels_in_world_space(data_dir: Path) -> None:
+    canonical = {}
+    for order in ("RAS", "LPS", "PIR", "ASL", "SRA", "IAL"):
+        scan = nib.load(data_dir / "geometry" / f"{order}.nii.gz")
+        array = np.asarray(scan.dataobj, dtype=np.float32)
+        labels = segment(
+            MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(scan.affine)), spacing_mm=3.0
+        )
+        assert tuple(labels.shape[1:]) == scan.shape
+        np.testing.assert_array_equal(labels.affine.numpy(), scan.affine)
+        canonical[order] = np.asarray(nib.as_closest_canonical(nib.Nifti1Image(labels[0].numpy(), scan.affine)).dataobj)
+    assert all(np.array_equal(labels, canonical["RAS"]) for labels in canonical.values())
+    assert len(np.unique(canonical["RAS"])) > 1
 
 
 @pytest.mark.gpu

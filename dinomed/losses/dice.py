@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,17 +48,29 @@ class DiceCrossEntropyLoss(nn.Module):
         smooth: of the Dice coefficient, in pixels.
         dice_weight: factor of the Dice term.
         cross_entropy_weight: factor of the cross-entropy.
+        class_weights: of the cross-entropy, one for each class; rare classes are learned sooner with larger ones.
     """
 
-    def __init__(self, smooth: float = 1.0, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0) -> None:
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        smooth: float = 1.0,
+        dice_weight: float = 1.0,
+        cross_entropy_weight: float = 1.0,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.smooth = smooth
         self.dice_weight = dice_weight
         self.cross_entropy_weight = cross_entropy_weight
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (B, C, ...) against integer labels (B, 1, ...)."""
         log_probs = logits.float().log_softmax(dim=1)
         dice = dice_of_present_classes(log_probs.exp(), target, self.smooth)
-        cross_entropy = functional.nll_loss(log_probs, target[:, 0].long())
+        weights = None if self.class_weights is None else self.class_weights.to(log_probs.device)
+        cross_entropy = functional.nll_loss(log_probs, target[:, 0].long(), weights)
         return self.dice_weight * (1 - dice.mean()) + self.cross_entropy_weight * cross_entropy

@@ -52,3 +52,11 @@ def test_target_of_another_shape_is_refused() -> None:
     logits, target = random_batch()
     with pytest.raises(ValueError, match="must have the shape"):
         dice_of_present_classes(logits.softmax(1), target[:, 0])
+
+
+def test_class_weights_are_those_of_the_cross_entropy() -> None:
+    logits, target = random_batch()
+    weights = [0.5, 1.0, 2.0, 4.0]
+    loss = DiceCrossEntropyLoss(dice_weight=0.0, class_weights=weights)
+    expected = torch.nn.functional.cross_entropy(logits.float(), target[:, 0], torch.tensor(weights))
+    torch.testing.assert_close(loss(logits, target), expected)

@@ -22,7 +22,7 @@ struct DirectScratch {
   }
 
   void find(const Problem& problem, const Inputs& in, const Piece& piece, int64_t query) {
-    for_points<T>(problem, in, table, piece, query, [&](int64_t i, const Points<T>& points) {
+    for_points<T>(problem, in, table, piece, query, 1, [&](int64_t, int64_t i, const Points<T>& points) {
       products.put(i, points);
       std::memcpy(column + i, &points.column, sizeof(points.column));
       std::memcpy(row + i, &points.row, sizeof(points.row));

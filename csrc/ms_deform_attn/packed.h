@@ -87,7 +87,7 @@ struct Taps {
     for (T*& array : weight) array = arena.take<T>(count);
   }
 
-  void put(int64_t i, const Points<T>& at, IntVec<T> base, IntVec<T> pitch, int64_t row) {
+  void put(int64_t i, const Points<T>& at, IntVec<T> base, IntVec<T> pitch, int64_t row) const {
     const IntVec<T> place = base + at.row * pitch + at.column * static_cast<Int>(row);
     std::memcpy(offset + i, &place, sizeof(place));
     const Vec<T> lower = at.weight * at.y, upper = at.weight - lower;
@@ -104,29 +104,6 @@ inline IntVec<T> load_int(const typename Lanes<T>::Int* from) {
   IntVec<T> x;
   std::memcpy(&x, from, sizeof(x));
   return x;
-}
-
-// One query and head, `Vectors` vectors of channels: the sum over its points. P is the number of points if there is
-// one level and that number is known, else 0.
-template <typename T, int Vectors, int P>
-inline void gather(const Problem& problem, const T* map, const Taps<T>& taps, int64_t first, const int64_t* pitches,
-                   int64_t row, Vec<T>* sum) {
-  constexpr int n = Lanes<T>::count;
-  const int64_t levels = P > 0 ? 1 : problem.levels, points = P > 0 ? P : problem.points;
-  for (int v = 0; v < Vectors; ++v) sum[v] = Vec<T>{};
-  for (int64_t l = 0; l < levels; ++l) {
-    const int64_t pitch = pitches[l];
-    for (int64_t p = 0; p < points; ++p, ++first) {
-      const T* upper = map + taps.offset[first];
-      const T* lower = upper + pitch;
-      for (int v = 0; v < Vectors; ++v) {
-        sum[v] += taps.weight[0][first] * load(upper + v * n);
-        sum[v] += taps.weight[1][first] * load(upper + row + v * n);
-        sum[v] += taps.weight[2][first] * load(lower + v * n);
-        sum[v] += taps.weight[3][first] * load(lower + row + v * n);
-      }
-    }
-  }
 }
 
 template <typename T>
@@ -146,22 +123,61 @@ struct ForwardScratch {
   }
 };
 
-template <typename T, typename S, int Vectors, int P>
+// One point: its four neighbours' rows, weighted, on top of two sums. All pointers are to the point's own.
+template <typename T, int Vectors>
+inline __attribute__((always_inline)) void add_point(const T* upper, int64_t pitch, int64_t row, T upper_left,
+                                                     T upper_right, T lower_left, T lower_right, Vec<T>* sum) {
+  constexpr int n = Lanes<T>::count;
+  const T* lower = upper + pitch;
+  for (int v = 0; v < Vectors; ++v) sum[v] += upper_left * load(upper + v * n);
+  for (int v = 0; v < Vectors; ++v) sum[v] += upper_right * load(upper + row + v * n);
+  for (int v = 0; v < Vectors; ++v) sum[v] += lower_left * load(lower + v * n);
+  for (int v = 0; v < Vectors; ++v) sum[v] += lower_right * load(lower + row + v * n);
+}
+
+// Some queries, every head, `Vectors` vectors of channels. `Four`: there is one level with four points a head.
+template <typename T, typename S, int Vectors, bool Four>
 DINOMED_SEPARATE void gather_block(const Problem& problem, const ForwardScratch<T>& scratch, S* output,
                                    const Piece& piece, int64_t first_query, int64_t queries, int64_t channel) {
-  constexpr int n = Lanes<T>::count;
-  const int64_t per_head = problem.levels * problem.points;
-  for (int64_t q = 0; q < queries; ++q) {
-    S* target = output +
-                ((piece.batch * problem.queries + first_query + q) * problem.heads + piece.first_head) * problem.depth +
-                channel;
-    for (int64_t h = 0; h < piece.heads; ++h, target += problem.depth) {
-      Vec<T> sum[Vectors];
-      gather<T, Vectors, P>(problem, scratch.maps.data + h * scratch.maps.head + channel, scratch.taps,
-                            q * scratch.table.padded + h * per_head, scratch.pitches, scratch.maps.row, sum);
-      for (int v = 0; v < Vectors; ++v) {
-        store_up_to(target + v * n, sum[v], static_cast<int>(problem.depth - channel) - v * n);
+  constexpr int n = Lanes<T>::count, line = 64 / sizeof(S);
+  // Copies, so that no store makes the compiler read them again.
+  const int64_t levels = problem.levels, points = problem.points, per_head = levels * points, heads = piece.heads;
+  const int64_t depth = problem.depth, row = scratch.maps.row, head_elements = scratch.maps.head;
+  const int64_t padded = scratch.table.padded, query_stride = problem.heads * depth;
+  const int64_t* pitches = scratch.pitches;
+  const int64_t first_pitch = pitches[0];
+  const T* maps = scratch.maps.data + channel;
+  const auto* offsets = scratch.taps.offset;
+  const T *upper_left = scratch.taps.weight[0], *upper_right = scratch.taps.weight[1];
+  const T *lower_left = scratch.taps.weight[2], *lower_right = scratch.taps.weight[3];
+  const int last = static_cast<int>(depth - channel) - (Vectors - 1) * n;  // channels of the last vector
+  S* query_target = output + ((piece.batch * problem.queries + first_query) * problem.heads + piece.first_head) * depth;
+  for (int64_t q = 0; q < queries; ++q, query_target += query_stride) {
+    int64_t i = q * padded;
+    S* target = query_target + channel;
+    const T* map = maps;
+    for (int64_t d = 0; d < heads * depth; d += line) __builtin_prefetch(query_target + kAhead * query_stride + d, 1);
+    for (int64_t h = 0; h < heads; ++h, target += depth, map += head_elements) {
+      Vec<T> sum[Vectors] = {};
+      if constexpr (Four) {
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; ++p, ++i) {
+          add_point<T, Vectors>(map + offsets[i], first_pitch, row, upper_left[i], upper_right[i], lower_left[i],
+                                lower_right[i], sum);
+        }
+      } else {
+        const int64_t end = i + per_head;
+        for (int64_t level = 0, left = points; i < end; ++i) {
+          add_point<T, Vectors>(map + offsets[i], pitches[level], row, upper_left[i], upper_right[i], lower_left[i],
+                                lower_right[i], sum);
+          if (--left == 0) {
+            ++level;
+            left = points;
+          }
+        }
       }
+      for (int v = 0; v < Vectors - 1; ++v) store_value(target + v * n, sum[v]);
+      store_up_to(target + (Vectors - 1) * n, sum[Vectors - 1], last);
     }
   }
 }
@@ -170,10 +186,21 @@ template <typename T, typename S, int Vectors>
 inline void gather_channels(const Problem& problem, const ForwardScratch<T>& scratch, S* output, const Piece& piece,
                             int64_t first_query, int64_t queries, int64_t channel) {
   if (problem.levels == 1 && problem.points == 4) {
-    gather_block<T, S, Vectors, 4>(problem, scratch, output, piece, first_query, queries, channel);
+    gather_block<T, S, Vectors, true>(problem, scratch, output, piece, first_query, queries, channel);
   } else {
-    gather_block<T, S, Vectors, 0>(problem, scratch, output, piece, first_query, queries, channel);
+    gather_block<T, S, Vectors, false>(problem, scratch, output, piece, first_query, queries, channel);
   }
+}
+
+template <typename T>
+DINOMED_SEPARATE void find_block(const Problem& problem, const Inputs& in, const ForwardScratch<T>& scratch,
+                                 const Piece& piece, int64_t first_query, int64_t queries) {
+  const PointTable<T> table = scratch.table;
+  const Taps<T> taps = scratch.taps;
+  const int64_t row = scratch.maps.row;
+  for_points<T>(problem, in, table, piece, first_query, queries, [=](int64_t q, int64_t i, const Points<T>& points) {
+    taps.put(q * table.padded + i, points, load_int<T>(table.base + i), load_int<T>(table.pitch + i), row);
+  });
 }
 
 template <typename T, typename S>
@@ -190,12 +217,7 @@ bool forward_packed(const Problem& problem, const Inputs& in, S* output, const P
   const int64_t end = piece.first_query + piece.queries;
   for (int64_t first = piece.first_query; first < end; first += scratch.block) {
     const int64_t queries = end - first < scratch.block ? end - first : scratch.block;
-    for (int64_t q = 0; q < queries; ++q) {
-      for_points<T>(problem, in, scratch.table, piece, first + q, [&](int64_t i, const Points<T>& points) {
-        scratch.taps.put(q * scratch.table.padded + i, points, load_int<T>(scratch.table.base + i),
-                         load_int<T>(scratch.table.pitch + i), scratch.maps.row);
-      });
-    }
+    find_block(problem, in, scratch, piece, first, queries);
     constexpr int n = Lanes<T>::count;
     for (int64_t channel = 0; channel < problem.depth; channel += 4 * n) {
       switch (rounded_up(problem.depth - channel, n) / n) {

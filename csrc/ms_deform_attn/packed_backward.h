@@ -28,51 +28,59 @@ struct BackwardScratch {
 
 // One neighbour: its product with the output's gradient, lane by lane, and the gradient of its values.
 template <typename T, int Vectors>
-inline Vec<T> visit(const T* value, T* change, const Vec<T>* gradient, T weight) {
+inline __attribute__((always_inline)) Vec<T> visit(const T* value, T* change, const Vec<T>* gradient, T weight) {
   constexpr int n = Lanes<T>::count;
-  Vec<T> product{};
-  for (int v = 0; v < Vectors; ++v) {
+  Vec<T> product = gradient[0] * load(value);
+  store(change, load(change) + weight * gradient[0]);
+  for (int v = 1; v < Vectors; ++v) {
     product += gradient[v] * load(value + v * n);
     store(change + v * n, load(change + v * n) + weight * gradient[v]);
   }
   return product;
 }
 
-// Some points (a quarter of a vector's lanes) of one query and head; `product` gets one vector for each neighbour of
-// each. Wider heads come in several chunks of channels.
-template <typename T, int Vectors>
-inline void visit_points(const BackwardScratch<T>& scratch, int64_t head, int64_t first, int count, int64_t points,
-                         int64_t first_in_head, int64_t channel, Vec<T>* product) {
+// `Count` points of one query and head; product[corner * batch + p] gets the lanes' products of a neighbour of a point.
+template <typename T, int Vectors, int Count>
+inline __attribute__((always_inline)) void visit_points(const BackwardScratch<T>& scratch, int64_t head, int64_t first,
+                                                        int64_t points, int64_t first_in_head, int64_t channel,
+                                                        Vec<T>* product) {
   constexpr int n = Lanes<T>::count, batch = n / 4 > 0 ? n / 4 : 1;
   const int64_t row = scratch.maps.row, start = head * scratch.maps.head + channel;
+  const T* const values = scratch.maps.data + start;
+  T* const changes = scratch.changes.data + start;
+  const auto* offset = scratch.taps.offset + first;
+  const int64_t* pitches = scratch.pitches;
+  const T *upper_left = scratch.taps.weight[0] + first, *upper_right = scratch.taps.weight[1] + first;
+  const T *lower_left = scratch.taps.weight[2] + first, *lower_right = scratch.taps.weight[3] + first;
   Vec<T> gradient[Vectors];
   for (int v = 0; v < Vectors; ++v) gradient[v] = load(scratch.output + channel + v * n);
-  for (int p = 0; p < count; ++p) {
-    const int64_t pitch = scratch.pitches[(first_in_head + p) / points];
-    const int64_t upper = start + scratch.taps.offset[first + p], lower = upper + pitch;
-    const T *value = scratch.maps.data, *const *weight = scratch.taps.weight;
-    T* change = scratch.changes.data;
-    product[p] += visit<T, Vectors>(value + upper, change + upper, gradient, weight[0][first + p]);
-    product[batch + p] += visit<T, Vectors>(value + upper + row, change + upper + row, gradient, weight[1][first + p]);
-    product[2 * batch + p] += visit<T, Vectors>(value + lower, change + lower, gradient, weight[2][first + p]);
-    product[3 * batch + p] +=
-        visit<T, Vectors>(value + lower + row, change + lower + row, gradient, weight[3][first + p]);
+#pragma GCC unroll 4
+  for (int p = 0; p < Count; ++p) {
+    const int64_t pitch = pitches[points == 0 ? 0 : (first_in_head + p) / points];
+    const int64_t upper = offset[p], lower = upper + pitch;
+    product[p] += visit<T, Vectors>(values + upper, changes + upper, gradient, upper_left[p]);
+    product[batch + p] += visit<T, Vectors>(values + upper + row, changes + upper + row, gradient, upper_right[p]);
+    product[2 * batch + p] += visit<T, Vectors>(values + lower, changes + lower, gradient, lower_left[p]);
+    product[3 * batch + p] += visit<T, Vectors>(values + lower + row, changes + lower + row, gradient, lower_right[p]);
   }
 }
 
+// All points of one query and head, a quarter of a vector's lanes at once. Vectors is 0 for very wide heads.
 template <typename T, int Vectors>
 DINOMED_SEPARATE void visit_head(const Problem& problem, const BackwardScratch<T>& scratch, int64_t head) {
   constexpr int n = Lanes<T>::count, batch = n / 4 > 0 ? n / 4 : 1;
-  const int64_t per_head = problem.levels * problem.points;
+  const int64_t per_head = problem.levels * problem.points, points = problem.levels == 1 ? 0 : problem.points;
   for (int64_t p = 0; p < per_head; p += batch) {
     Vec<T> product[4 * batch] = {};
     const int count = static_cast<int>(per_head - p < batch ? per_head - p : batch);
     const int64_t first = head * per_head + p;
-    if constexpr (Vectors > 0) {
-      visit_points<T, Vectors>(scratch, head, first, count, problem.points, p, 0, product);
+    if (Vectors > 0 && count == batch) {
+      visit_points<T, (Vectors > 0 ? Vectors : 1), batch>(scratch, head, first, points, p, 0, product);
     } else {
-      for (int64_t channel = 0; channel < scratch.maps.row; channel += n) {
-        visit_points<T, 1>(scratch, head, first, count, problem.points, p, channel, product);
+      for (int one = 0; one < count; ++one) {
+        for (int64_t channel = 0; channel < scratch.maps.row; channel += n) {
+          visit_points<T, 1, 1>(scratch, head, first + one, points, p + one, channel, product + one);
+        }
       }
     }
     if constexpr (n >= 4) {
@@ -113,7 +121,7 @@ bool backward_packed(const Problem& problem, const Inputs& in, const Gradients& 
   for (int64_t l = 0; l < problem.levels; ++l) scratch.pitches[l] = (problem.widths[l] + kFrame) * scratch.maps.row;
   const int depth = static_cast<int>(problem.depth);
   for (int64_t query = piece.first_query; query < piece.first_query + piece.queries; ++query) {
-    for_points<T>(problem, in, scratch.table, piece, query, [&](int64_t i, const Points<T>& points) {
+    for_points<T>(problem, in, scratch.table, piece, query, 1, [&](int64_t, int64_t i, const Points<T>& points) {
       scratch.products.put(i, points);
       scratch.taps.put(i, points, load_int<T>(scratch.table.base + i), load_int<T>(scratch.table.pitch + i),
                        scratch.maps.row);

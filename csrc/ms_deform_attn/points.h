@@ -173,48 +173,67 @@ DINOMED_SEPARATE void softmax(const T* logits, T* weights, int64_t heads, int64_
   }
 }
 
-// All points of one query's heads, as many at once as a vector holds: use(first, Points).
+constexpr int64_t kAhead = 12;  // queries
+
+// The points of some queries' heads, as many at once as a vector holds: use(query, first, Points), with the query
+// counted from the first of these.
 template <typename T, typename Use>
-inline void for_points(const Problem& problem, const Inputs& in, const PointTable<T>& table, const Piece& piece,
-                       int64_t query, Use use) {
-  constexpr int n = Lanes<T>::count;
-  const int64_t first =
-      ((piece.batch * problem.queries + query) * problem.heads + piece.first_head) * problem.levels * problem.points;
+inline void for_points(const Problem& problem, const Inputs& in, const PointTable<T>& given, const Piece& piece,
+                       int64_t first_query, int64_t queries, Use use) {
+  constexpr int n = Lanes<T>::count, line = 64 / sizeof(T);
+  const PointTable<T> table = given;  // copies, so that no store makes the compiler read them again
+  const int64_t points = problem.points, levels = problem.levels, heads = piece.heads;
+  const bool fused = in.references != nullptr, many = fused && in.references_per_level && levels > 1;
+  const int64_t query_stride = problem.heads * levels * points;
+  const int64_t query_index = piece.batch * problem.queries + first_query;
+  const int64_t first = query_index * query_stride + piece.first_head * levels * points;
   const T* places = static_cast<const T*>(in.locations) + 2 * first;
-  const T* weights = static_cast<const T*>(in.weights) + first;
-  Vec<T> reference_x{}, reference_y{};
-  if (in.references != nullptr) {
-    softmax(weights, table.softmax, piece.heads, problem.levels * problem.points);
-    weights = table.softmax;
-    const int64_t levels = in.references_per_level ? problem.levels : 1;
-    const T* reference = static_cast<const T*>(in.references) +
-                         ((in.references_per_batch ? piece.batch * problem.queries : 0) + query) * levels * 2;
-    reference_x = splat(reference[0]);
-    reference_y = splat(reference[1]);
-    for (int64_t i = 0; levels > 1 && i < table.count; ++i) {
-      const int64_t level = i / problem.points % levels;
-      table.reference_x[i] = reference[2 * level];
-      table.reference_y[i] = reference[2 * level + 1];
+  const T* all_weights = static_cast<const T*>(in.weights) + first;
+  const int64_t reference_stride = 2 * (many ? levels : 1);
+  const T* reference = static_cast<const T*>(in.references);
+  if (fused) reference += (in.references_per_batch ? query_index : first_query) * reference_stride;
+  for (int64_t q = 0; q < queries; ++q, places += 2 * query_stride, all_weights += query_stride) {
+    const T* weights = all_weights;
+    // One query's points of some heads are a few cache lines, the next query's are far behind them: fetch them early.
+    for (int64_t i = 0; i < 2 * table.count; i += line) __builtin_prefetch(places + kAhead * 2 * query_stride + i);
+    for (int64_t i = 0; i < table.count; i += line) __builtin_prefetch(all_weights + kAhead * query_stride + i);
+    Vec<T> reference_x{}, reference_y{};
+    if (fused) {
+      softmax(weights, table.softmax, heads, levels * points);
+      weights = table.softmax;
+      reference_x = splat(reference[0]);
+      reference_y = splat(reference[1]);
+      for (int64_t i = 0; many && i < table.count; ++i) {
+        const int64_t level = i / points % levels;
+        table.reference_x[i] = reference[2 * level];
+        table.reference_y[i] = reference[2 * level + 1];
+      }
+      reference += reference_stride;
     }
-  }
-  const bool many_references = in.references != nullptr && in.references_per_level && problem.levels > 1;
-  for (int64_t i = 0; i < table.count; i += n) {
-    const int left = static_cast<int>(table.count - i < n ? table.count - i : n);
-    const Vec<T> low = load_up_to(places + 2 * i, 2 * left);
-    const Vec<T> high = 2 * left > n ? load_up_to(places + 2 * i + n, 2 * left - n) : Vec<T>{};
-    Vec<T> x, y;
-    deinterleave<T>(low, high, &x, &y);
-    const Vec<T> width = load(table.width + i), height = load(table.height + i);
-    Points<T> points;
-    if (in.references == nullptr) {
-      split<T>(x, Vec<T>{}, width, &points.column, &points.x);
-      split<T>(y, Vec<T>{}, height, &points.row, &points.y);
-    } else {
-      split<T>(many_references ? load(table.reference_x + i) : reference_x, x, width, &points.column, &points.x);
-      split<T>(many_references ? load(table.reference_y + i) : reference_y, y, height, &points.row, &points.y);
+    for (int64_t i = 0; i < table.count; i += n) {
+      Points<T> at;
+      Vec<T> low, high, x, y;
+      if (table.count - i >= n) {
+        low = load(places + 2 * i);
+        high = load(places + 2 * i + n);
+        at.weight = load(weights + i);
+      } else {
+        const int left = static_cast<int>(table.count - i);
+        low = load_up_to(places + 2 * i, 2 * left);
+        high = 2 * left > n ? load_up_to(places + 2 * i + n, 2 * left - n) : Vec<T>{};
+        at.weight = load_up_to(weights + i, left);
+      }
+      deinterleave<T>(low, high, &x, &y);
+      const Vec<T> width = load(table.width + i), height = load(table.height + i);
+      if (!fused) {
+        split<T>(x, Vec<T>{}, width, &at.column, &at.x);
+        split<T>(y, Vec<T>{}, height, &at.row, &at.y);
+      } else {
+        split<T>(many ? load(table.reference_x + i) : reference_x, x, width, &at.column, &at.x);
+        split<T>(many ? load(table.reference_y + i) : reference_y, y, height, &at.row, &at.y);
+      }
+      use(q, i, at);
     }
-    points.weight = load_up_to(weights + i, left);
-    use(i, points);
   }
 }
 

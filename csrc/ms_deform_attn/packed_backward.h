@@ -58,10 +58,10 @@ inline __attribute__((always_inline)) void visit_points(const BackwardScratch<T>
   for (int p = 0; p < Count; ++p) {
     const int64_t pitch = pitches[points == 0 ? 0 : (first_in_head + p) / points];
     const int64_t upper = offset[p], lower = upper + pitch;
-    product[p] += visit<T, Vectors>(values + upper, changes + upper, gradient, upper_left[p]);
-    product[batch + p] += visit<T, Vectors>(values + upper + row, changes + upper + row, gradient, upper_right[p]);
-    product[2 * batch + p] += visit<T, Vectors>(values + lower, changes + lower, gradient, lower_left[p]);
-    product[3 * batch + p] += visit<T, Vectors>(values + lower + row, changes + lower + row, gradient, lower_right[p]);
+    product[p] = visit<T, Vectors>(values + upper, changes + upper, gradient, upper_left[p]);
+    product[batch + p] = visit<T, Vectors>(values + upper + row, changes + upper + row, gradient, upper_right[p]);
+    product[2 * batch + p] = visit<T, Vectors>(values + lower, changes + lower, gradient, lower_left[p]);
+    product[3 * batch + p] = visit<T, Vectors>(values + lower + row, changes + lower + row, gradient, lower_right[p]);
   }
 }
 
@@ -71,15 +71,18 @@ DINOMED_SEPARATE void visit_head(const Problem& problem, const BackwardScratch<T
   constexpr int n = Lanes<T>::count, batch = n / 4 > 0 ? n / 4 : 1;
   const int64_t per_head = problem.levels * problem.points, points = problem.levels == 1 ? 0 : problem.points;
   for (int64_t p = 0; p < per_head; p += batch) {
-    Vec<T> product[4 * batch] = {};
     const int count = static_cast<int>(per_head - p < batch ? per_head - p : batch);
     const int64_t first = head * per_head + p;
+    Vec<T> product[4 * batch];
     if (Vectors > 0 && count == batch) {
       visit_points<T, (Vectors > 0 ? Vectors : 1), batch>(scratch, head, first, points, p, 0, product);
     } else {
+      for (Vec<T>& sum : product) sum = Vec<T>{};
       for (int one = 0; one < count; ++one) {
         for (int64_t channel = 0; channel < scratch.maps.row; channel += n) {
-          visit_points<T, 1, 1>(scratch, head, first + one, points, p + one, channel, product + one);
+          Vec<T> part[3 * batch + 1];
+          visit_points<T, 1, 1>(scratch, head, first + one, points, p + one, channel, part);
+          for (int corner = 0; corner < 4; ++corner) product[corner * batch + one] += part[corner * batch];
         }
       }
     }
@@ -128,6 +131,10 @@ bool backward_packed(const Problem& problem, const Inputs& in, const Gradients& 
     });
     const S* output = static_cast<const S*>(gradients.output) +
                       ((piece.batch * problem.queries + query) * problem.heads + piece.first_head) * problem.depth;
+    constexpr int64_t line = 64 / sizeof(S);
+    for (int64_t d = 0; d < piece.heads * depth; d += line) {
+      __builtin_prefetch(output + kAhead * problem.heads * depth + d);
+    }
     for (int64_t head = 0; head < piece.heads; ++head, output += depth) {
       for (int d = 0; d < depth; d += Lanes<T>::count) {
         store(scratch.output + d, load_up_to(output + d, depth - d));

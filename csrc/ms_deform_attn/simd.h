@@ -263,19 +263,22 @@ inline void interleave(Vec<T> even, Vec<T> odd, Vec<T>* low, Vec<T>* high) {
 // Lane i of the result is the sum of all lanes of part[i]: log2(n) rounds, each halving the number of vectors.
 // `part` is destroyed.
 template <typename T>
-inline Vec<T> sum_lanes_of_each(Vec<T>* part) {
+inline __attribute__((always_inline)) Vec<T> sum_lanes_of_each(Vec<T>* part) {
   constexpr int n = Lanes<T>::count;
   if constexpr (n == 16) {
+#pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       part[i] =
           __builtin_shufflevector(part[i], part[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
           __builtin_shufflevector(part[i], part[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
     }
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       part[i] =
           __builtin_shufflevector(part[i], part[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
           __builtin_shufflevector(part[i], part[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
     }
+#pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       part[i] =
           __builtin_shufflevector(part[i], part[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
@@ -284,10 +287,12 @@ inline Vec<T> sum_lanes_of_each(Vec<T>* part) {
     return __builtin_shufflevector(part[0], part[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
            __builtin_shufflevector(part[0], part[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
   } else if constexpr (n == 8) {
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       part[i] = __builtin_shufflevector(part[i], part[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
                 __builtin_shufflevector(part[i], part[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
+#pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       part[i] = __builtin_shufflevector(part[i], part[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
                 __builtin_shufflevector(part[i], part[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
@@ -295,6 +300,7 @@ inline Vec<T> sum_lanes_of_each(Vec<T>* part) {
     return __builtin_shufflevector(part[0], part[1], 0, 8, 2, 10, 4, 12, 6, 14) +
            __builtin_shufflevector(part[0], part[1], 1, 9, 3, 11, 5, 13, 7, 15);
   } else if constexpr (n == 4) {
+#pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       part[i] = __builtin_shufflevector(part[i], part[i + 2], 0, 1, 4, 5) +
                 __builtin_shufflevector(part[i], part[i + 2], 2, 3, 6, 7);

@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -178,19 +178,23 @@ def _decode_with_itk(data: Any, frame: bytes, path: Path) -> npt.NDArray[np.gene
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(os.fspath(path))
-    with _silent_stderr():
-        return SimpleITK.GetArrayFromImage(reader.Execute())
+    with _captured_stderr() as said:
+        image = reader.Execute()
+        said.seek(0)
+        if b"Corrupt JPEG data" in said.read():  # all that libjpeg does about it is to say so
+            raise ValueError("corrupt JPEG data")
+    return SimpleITK.GetArrayFromImage(image)
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def _captured_stderr() -> Iterator[IO[bytes]]:
     """Keep what C++ libraries write to the standard error stream from the user, who gets one sentence instead."""
-    with _stderr_lock, tempfile.TemporaryFile() as nowhere:
+    with _stderr_lock, tempfile.TemporaryFile() as said:
         sys.stderr.flush()
         kept = os.dup(2)
         try:
-            os.dup2(nowhere.fileno(), 2)
-            yield
+            os.dup2(said.fileno(), 2)
+            yield said
         finally:
             os.dup2(kept, 2)
             os.close(kept)

@@ -117,7 +117,7 @@ def read_mgh_header(path: Path, head: bytes, compressed: bool) -> ScanHeader:
         raise
     except Exception as error:  # whatever nibabel and numpy make of damaged numbers
         raise damaged(path, "MGH", error) from error
-    if not header["goodRASFlag"]:
+    if not any(head[28:30]):  # nibabel sets its copy of the flag together with an orientation by default
         logger.warning("The header of %s gives no orientation (its RAS flag is 0): left is a guess", path)
     encoding = "deflate" if compressed else "raw"
     voxels = StoredVoxels(path, shape, dtype, encoding, skip=DATA_OFFSET, frame_axis=frame_axis)  # type: ignore[arg-type]

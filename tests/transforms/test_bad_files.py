@@ -205,6 +205,11 @@ def test_grids_that_no_scanner_makes_are_refused(tmp_path: Path, affine: np.ndar
         read_grid(path)
 
 
+def test_axes_without_a_length_are_called_damage(tmp_path: Path) -> None:
+    path = with_field(save_nifti(tmp_path / "scan.nii", scan_values()), 44, np.array([-7], "<i2"))
+    assert "claims a size of 6 x -7 x 5; its header is damaged" in refusal_of(path)
+
+
 def test_absurd_extent_is_refused(tmp_path: Path) -> None:
     path = save_nifti(tmp_path / "long.nii", scan_values((100, 4, 4)), np.diag([40.0, 1, 1, 1]))
     assert "would be 4.0 m long" in refusal_of(path)

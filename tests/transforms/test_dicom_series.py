@@ -404,6 +404,18 @@ def test_jpeg_data_of_another_size_than_the_header_is_never_decoded(
     assert "0.dcm holds damaged JPEG data" in refusal_of(folder)
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xd9" * 100, bytes(200)])
+def test_damaged_jpeg_data_is_refused_without_a_word_from_the_decoder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: bytes
+) -> None:
+    folder = itk_compressed(tmp_path / "series", "JPEG")
+    raw = (folder / "2.dcm").read_bytes()
+    (folder / "2.dcm").write_bytes(raw[:-300] + damage + raw[-100:])
+    capfd.readouterr()
+    assert "2.dcm holds pixels, compressed as JPEG Lossless" in refusal_of(folder)
+    assert capfd.readouterr().err == ""
+
+
 def test_frame_of_a_series_is_refused(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "series")
     assert read_volume(folder, frame=0).array.shape == (6, 7, 5)

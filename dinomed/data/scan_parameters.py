@@ -37,18 +37,18 @@ class SynthesisSettings:
     of a uniform interval unless its name says otherwise.
     """
 
-    rotation_deg: float = 15.0
+    rotation_deg: float = 12.0
     scaling: float = 0.12
     shear: float = 0.05
-    elastic_std_mm: float = 3.0
+    elastic_std_mm: float = 2.5
     elastic_knot_mm: float = 32.0
     bias_std: float = 0.3
     bias_knot_mm: float = 64.0
-    tissue_std: float = 0.06
-    coupled_probability: float = 0.75
-    low_resolution_probability: float = 0.3
+    tissue_std: float = 0.05
+    coupled_probability: float = 0.85
+    low_resolution_probability: float = 0.25
     low_resolution_max_mm: float = 2.2
-    thick_slice_probability: float = 0.25
+    thick_slice_probability: float = 0.2
     thick_slice_max_mm: float = 6.0
     noise_std: float = 0.05
     gamma_std: float = 0.25
@@ -161,7 +161,9 @@ def _draw_contrast(uniform: Draw, normal: Draw, s: SynthesisSettings) -> tuple[T
     base = 0.05 + 0.3 * uniform(1) + torch.cumsum(torch.cat((torch.zeros(size, 1), 0.08 + 0.4 * uniform(2)), 1), 1)
     # Rows: where CSF, grey and white matter stand in the sorted draw, for T1, T2 and FLAIR-like scans.
     orders = torch.tensor([[0, 1, 2], [2, 1, 0], [0, 2, 1]])
-    order = orders[(3 * uniform()).long().clamp(max=2)]
+    # T1 is what most scans are: half of the coupled ones; a third T2 and proton density, a sixth FLAIR.
+    kind = uniform()
+    order = orders[(kind > 1 / 2).long() + (kind > 5 / 6).long()]
     fluid, grey, white = (base.gather(1, order[:, k : k + 1]) for k in range(3))
     deep = grey + (white - grey) * uniform(1)
     coupled = torch.cat((fluid, grey, deep, white), dim=1)[:, tissue] + 0.04 * normal(len(tissue))

@@ -77,6 +77,9 @@ def read_classes(path: Path) -> tuple[Tensor, tuple[float, float, float]]:
     return classes.contiguous(), (float(zooms[0]), float(zooms[1]), float(zooms[2]))
 
 
+IN_PLANE_WANDER_MM = 10.0
+
+
 class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
     """Slices of synthetic head scans, `slices_per_item` at a time.
 
@@ -192,15 +195,15 @@ class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
     def _draw_centre(
         generator: torch.Generator, classes: Tensor, spacing_mm: Sequence[float], axis: int, size: int
     ) -> tuple[float, float, float]:
-        """Draw where the window lies: mostly on the brain, one time in eight anywhere in the head."""
+        """Draw where the window lies: mostly on the brain, one time in sixteen anywhere in the head."""
         anywhere, *draws = torch.rand(4, generator=generator).tolist()
         centre = []
         for k, (count, step) in enumerate(zip(classes.shape, spacing_mm, strict=True)):
-            low, high = (0, count) if anywhere < 0.125 else _brain_extent(classes, k)
+            low, high = (0, count) if anywhere < 0.0625 else _brain_extent(classes, k)
             low_mm, high_mm = (low - count / 2) * step, (high - count / 2) * step
             half = (high_mm - low_mm) / 2
-            # In the plane a window as large as the head stays near its middle, a small one wanders.
-            reach = half if k == axis else max(half - size / 4, 0.1 * size)
+            # In the plane the window stays near the brain's middle, where inference sees it too.
+            reach = half if k == axis else IN_PLANE_WANDER_MM
             centre.append((low_mm + high_mm) / 2 + reach * (2 * draws[k] - 1))
         return centre[0], centre[1], centre[2]
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from dinomed.networks.backbones import Backbone, pad_to_multiple
 from dinomed.networks.blocks import ConvNormAct, NormLayer
-from dinomed.ops import ms_deform_attn
+from dinomed.networks.folding import apply_folded
+from dinomed.ops import ms_deform_attn_fused
 
 Size = tuple[int, int]
 
@@ -104,12 +105,10 @@ class DeformableAttention(nn.Module):
         """
         heads, points = self.num_heads, self.num_points
         value = self.value_proj(tokens).unflatten(-1, (heads, -1))
-        # Locations stay float32 under autocast: rounded to bfloat16 they would move by whole pixels.
-        offsets = self.sampling_offsets(queries).float().unflatten(-1, (heads, 1, points, 2))
-        pixels_per_map = torch.tensor([size[1], size[0]], dtype=torch.float32, device=offsets.device)
-        locations = centres[:, None, None, None] + offsets / pixels_per_map
-        weights = self.attention_weights(queries).float().unflatten(-1, (heads, 1, points)).softmax(dim=-1)
-        return self.output_proj(ms_deform_attn(value, [size], locations, weights))
+        # The operator keeps locations in float32 under autocast: rounded to bfloat16 they would move by whole pixels.
+        offsets = self.sampling_offsets(queries).unflatten(-1, (heads, 1, points, 2))
+        logits = self.attention_weights(queries).unflatten(-1, (heads, 1, points))
+        return self.output_proj(ms_deform_attn_fused(value, [size], centres, offsets, logits))
 
 
 class ConvFeedForward(nn.Module):
@@ -158,6 +157,13 @@ class Extractor(nn.Module):
         return queries + self.drop_path(self.ffn(self.ffn_norm(queries), sizes))
 
 
+def _apply(block: nn.Module, x: Tensor) -> Tensor:
+    if not isinstance(block, ConvNormAct):
+        return block(x)
+    conv, norm, activation = block
+    return activation(apply_folded(conv, norm, x)) if isinstance(conv, nn.Conv2d) else block(x)
+
+
 class SpatialPriorModule(nn.Module):
     """A small convolutional network: the image's own detail at strides 4, 8, 16 and 32."""
 
@@ -177,9 +183,12 @@ class SpatialPriorModule(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map images (B, C, H, W) to four maps (B, D, H / s, W / s), s = 4, 8, 16, 32."""
-        maps = [self.stem(image)]
+        x = image.contiguous(memory_format=torch.channels_last)  # faster convolutions; the maps' values are the same
+        for block in self.stem:
+            x = _apply(block, x)
+        maps = [x]
         for stage in self.stages:
-            maps.append(stage(maps[-1]))
+            maps.append(_apply(stage, maps[-1]))
         return [project(x) for project, x in zip(self.projections, maps, strict=True)]
 
 
@@ -291,7 +300,8 @@ class DINOv3Adapter(Backbone):
         for extractor, tap in zip(self.extractors, self.taps, strict=True):
             queries = extractor(queries, centres, sizes, tokens[tap], size)
         query_maps = _to_maps(queries, sizes)
-        maps = [self.up(query_maps[0]) + finest, *query_maps]
+        finer = self.up(query_maps[0].contiguous(memory_format=torch.channels_last))
+        maps = [finer + finest, *query_maps]
         if self.add_token_maps:
             maps = [x + _resize(token_map, x) for x, token_map in zip(maps, token_maps, strict=True)]
         return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]

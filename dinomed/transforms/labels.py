@@ -17,8 +17,8 @@ from torch import Tensor
 from dinomed.transforms.geometry import GridMap, match_grids, native_blocks
 from dinomed.transforms.resampling import NativeBlock
 
-BLOCK_VOXELS = 2**22
-"""Native voxels that are decided at a time; one class of them in float32 takes 16 MiB."""
+BLOCK_VOXELS = 2**21
+"""Native voxels that are decided at a time; one class of them in float32 takes 8 MiB."""
 
 FULL_PROBABILITY = 255.0
 
@@ -104,21 +104,19 @@ def decide_labels(
     groups = _check_groups(class_groups, probs.shape[0])
     native = np.empty(grid.native_shape, dtype=np.uint8, order="F")
     canonical = grid.canonical_view(native)
-    counts = torch.zeros(len(groups), dtype=torch.int64)
-    sums = torch.zeros(len(groups), dtype=torch.float64)
+    counts = np.zeros(len(groups), dtype=np.int64)
+    sums = np.zeros(len(groups), dtype=np.float64)
     probs = probs.cpu()
     for block in native_blocks(grid, block_voxels):
         labels, best = _decide_block(probs, block, groups)
         canonical[block.where] = labels.numpy()
-        inside = labels > 0
-        found = labels[inside].to(torch.int64)
-        won = best[inside].to(torch.float64)
-        counts += torch.bincount(found, minlength=len(groups))
-        sums += torch.bincount(found, weights=won, minlength=len(groups))
-        counts[0] += labels.numel() - found.numel()
-        sums[0] += best.sum(dtype=torch.float64) - won.sum()
-    confidence = (sums / counts / FULL_PROBABILITY).to(torch.float32).clamp_(max=1.0)
-    return NativeLabels(native, confidence.numpy(), counts.numpy())
+        found, won = labels.reshape(-1).numpy(), best.reshape(-1).numpy()
+        counts += np.bincount(found, minlength=len(groups))
+        sums += np.bincount(found, weights=won, minlength=len(groups))
+    confidence = np.full(len(groups), np.nan, dtype=np.float32)
+    # A sum of rounded probabilities may exceed the whole a little.
+    np.divide(sums / FULL_PROBABILITY, counts, out=confidence, where=counts > 0, casting="same_kind")
+    return NativeLabels(native, np.minimum(confidence, 1), counts)
 
 
 class LabelsToNativeGridd(MapTransform):

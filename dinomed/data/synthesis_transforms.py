@@ -65,11 +65,11 @@ class SynthesizeScand(Transform):
         classes = intensity_classes(labels.as_tensor()[0])
         scans, drawn = synthesize_scans([classes], self.parameters, Box(self.shape), spacing_mm.tolist())
         grid = self._grid(affine, spacing_mm, classes.shape)
+        meta = {key: labels.meta[key] for key in ("filename_or_obj",) if key in labels.meta}
+        targets = self.targets.to(drawn.device)[drawn.int()]
         out = dict(data)
-        out[self.image_key] = MetaTensor(scans[0], affine=grid, meta=dict(labels.meta))
-        out[self.label_key] = MetaTensor(
-            self.targets.to(drawn.device)[drawn.int()], affine=grid, meta=dict(labels.meta)
-        )
+        out[self.image_key] = MetaTensor(scans[0], affine=grid, meta=dict(meta))
+        out[self.label_key] = MetaTensor(targets, affine=grid, meta=dict(meta))
         return out
 
     def _grid(self, affine: Tensor, spacing_mm: Tensor, size: Sequence[int]) -> Tensor:

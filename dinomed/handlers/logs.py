@@ -142,6 +142,7 @@ class ValidationLog:
         self.folder = Path(folder)
         self.num_pictures = num_pictures
         self.table = Table(self.folder / "validation.csv")
+        self.writer: SummaryWriter | None = None
         self.trainer: Engine | None = None
 
     def follow(self, trainer: Engine) -> None:
@@ -161,11 +162,13 @@ class ValidationLog:
         metrics = {key: value for key, value in engine.state.metrics.items() if isinstance(value, (int, float))}
         logger.info("epoch %d: %s", state.epoch, ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
         self.table.append({"epoch": state.epoch, "step": step, **metrics})
-        with SummaryWriter(str(self.folder / "validation"), purge_step=step) as writer:
-            for key, value in metrics.items():
-                writer.add_scalar(f"validation/{key}", value, step)
-            for index, item in enumerate(engine.state.output[: self.num_pictures]):
-                writer.add_image(f"validation/slice_{index}", side_by_side(item), step)
+        if self.writer is None:
+            self.writer = SummaryWriter(str(self.folder / "validation"), purge_step=step)
+        for key, value in metrics.items():
+            self.writer.add_scalar(f"validation/{key}", value, step)
+        for index, item in enumerate(engine.state.output[: self.num_pictures]):
+            self.writer.add_image(f"validation/slice_{index}", side_by_side(item), step)
+        self.writer.flush()
 
 
 def side_by_side(item: dict[str, Tensor]) -> Tensor:

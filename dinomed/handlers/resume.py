@@ -134,7 +134,9 @@ class ResumableCheckpoint:
             saved = content["fingerprint"]
             state = {name: content[name] for name in ("iteration", "epoch", "best_metric", "best_metric_epoch")}
         except Exception as error:  # a damaged file makes torch.load raise almost anything
-            raise WeightsError(f"{self.path}: the checkpoint is damaged ({error}); delete it to start anew") from error
+            raise WeightsError(
+                f"{self.path}: the checkpoint is damaged ({type(error).__name__}); delete it to start anew"
+            ) from error
         changed = sorted(
             f"{key} ({saved.get(key)!r} then, {self.fingerprint.get(key)!r} now)"
             for key in {*saved, *self.fingerprint}

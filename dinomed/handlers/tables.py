@@ -55,7 +55,7 @@ class DiceTable:
         for item, batch in zip(engine.state.output, engine.state.batch, strict=True):
             name = Path(str(batch["image"].meta.get("filename_or_obj", len(self.rows)))).name
             self.rows.append({"case": name, **self.score(item["pred"], item["label"])})
-            logger.info("%s: %s", name, self.rows[-1])
+            logger.info("%s: %s", name, _rounded(self.rows[-1]))
 
     def score(self, predicted: torch.Tensor, reference: torch.Tensor) -> dict[str, float | None]:
         """Dice by label and region of one case; None where neither map has it."""
@@ -68,25 +68,30 @@ class DiceTable:
             for name, members in self.region_groups.items():
                 rest = [k for k in range(self.num_classes) if k not in members]
                 scores[name] = float(dice_scores(group_confusion(confusion, [rest, list(members)]))[1])
-        return {name: None if math.isnan(score) else round(score, 4) for name, score in scores.items()}
+        return {name: None if math.isnan(score) else score for name, score in scores.items()}
 
     def write(self, engine: Engine) -> None:
         """Write both files; each through a temporary name."""
         if not self.rows:
             return
         names = [name for name in self.rows[0] if name != "case"]
-        means = {}
+        means: dict[str, Any] = {}
         for name in names:
             values = [row[name] for row in self.rows if row[name] is not None]
-            means[name] = round(sum(values) / len(values), 4) if values else None
+            means[name] = sum(values) / len(values) if values else None
+        means, rows = _rounded(means), [_rounded(row) for row in self.rows]
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / ".dice.csv.tmp"
         with temporary.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=["case", *names])
             writer.writeheader()
-            writer.writerows([*self.rows, {"case": "mean", **means}])
+            writer.writerows([*rows, {"case": "mean", **means}])
         temporary.replace(self.folder / "dice.csv")
         temporary = self.folder / ".dice.json.tmp"
-        temporary.write_text(json.dumps({"mean": means, "cases": self.rows}, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps({"mean": means, "cases": rows}, indent=2, allow_nan=False) + "\n")
         temporary.replace(self.folder / "dice.json")
         logger.info("mean Dice: %s; tables in %s", means, self.folder)
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}

@@ -1,4 +1,4 @@
-"""DINOv3 for CT and MRI: MONAI bundles, networks, transforms and inferers, from a scan to a label map on its own grid."""
+"""DINOv3 for CT and MRI: MONAI bundles, networks, transforms and inferers; from a scan to labels on its own grid."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BUNDLE := bundles/mri_head_segmentation
 DEMO := demo_output
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench sanitize clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,10 @@ check: install
 
 bench: install
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# Random and hostile inputs through the CPU kernels, under the address and undefined-behaviour sanitizers.
+sanitize:
+	sh csrc/sanitize.sh
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

@@ -57,7 +57,7 @@ class Table:
 class TrainingLog:
     """Log loss, learning rate and time left; append them to `log.csv` and to TensorBoard.
 
-    A line comes every few steps and at the end of each epoch.
+    A line comes every few steps and at the end of each epoch. In a distributed run it tells of the first process.
 
     Args:
         folder: where `log.csv` and the TensorBoard events go.

@@ -121,6 +121,20 @@ def test_overlay_trains_two_groups_of_classes(maps: Path, tmp_path: Path) -> Non
     assert float(loss(logits, target)) < 1e-3
 
 
+def test_frozen_backbone_keeps_the_weights_that_the_training_starts_from(
+    trained: Path, maps: Path, tmp_path: Path
+) -> None:
+    settings = {**TINY_TRAINING, "max_epochs": 1, "steps_per_epoch": 2, "warmup_steps": 1, "seed": 5}
+    start = {"initial_weights": str(trained / "best.pt"), "backbone_frozen": True}
+    run(["train"], dataset_dir=str(maps), output_dir=str(tmp_path), **settings, **start)
+    before, after = torch.load(trained / "best.pt", weights_only=True), weights(tmp_path)
+    unchanged = {name for name, value in before.items() if torch.equal(value, after[name])}
+    backbone = {name for name in before if name.startswith("backbone.backbone.")}
+    assert backbone
+    assert backbone <= unchanged
+    assert not {name for name in unchanged if name.startswith("decoder.") and name.endswith(".weight")}
+
+
 def test_groups_given_on_the_command_line_need_no_other_setting(maps: Path, tmp_path: Path) -> None:
     settings = {**TINY_TRAINING, "class_groups": [[0], [1, 2, 3, 4, 5, 6, 7]]}
     workflow = make_workflow(["train"], dataset_dir=str(maps), output_dir=str(tmp_path), **settings)

@@ -255,25 +255,27 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Call& call, const Tensor& 
   return {as_contiguous(value, value_scalar), as_contiguous(points, points_type), as_contiguous(weights, weights_type)};
 }
 
+// These kernels give the same bits in every run, whether asked to (the last argument) or not.
 Tensor forward(Tensor value, std::vector<int64_t> heights, std::vector<int64_t> widths, Tensor locations,
-               Tensor weights) {
+               Tensor weights, bool /*deterministic*/) {
   return run_forward(Call(value, std::move(heights), std::move(widths), locations, weights, nullptr));
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor value, std::vector<int64_t> heights,
-                                            std::vector<int64_t> widths, Tensor locations, Tensor weights) {
+                                            std::vector<int64_t> widths, Tensor locations, Tensor weights,
+                                            bool /*deterministic*/) {
   return run_backward(Call(value, std::move(heights), std::move(widths), locations, weights, nullptr), grad_output,
                       locations.scalar_type(), weights.scalar_type());
 }
 
 Tensor fused_forward(Tensor value, std::vector<int64_t> heights, std::vector<int64_t> widths, Tensor references,
-                     Tensor offsets, Tensor logits) {
+                     Tensor offsets, Tensor logits, bool /*deterministic*/) {
   return run_forward(Call(value, std::move(heights), std::move(widths), offsets, logits, &references));
 }
 
 std::tuple<Tensor, Tensor, Tensor> fused_backward(Tensor grad_output, Tensor value, std::vector<int64_t> heights,
                                                   std::vector<int64_t> widths, Tensor references, Tensor offsets,
-                                                  Tensor logits) {
+                                                  Tensor logits, bool /*deterministic*/) {
   return run_backward(Call(value, std::move(heights), std::move(widths), offsets, logits, &references), grad_output,
                       offsets.scalar_type(), logits.scalar_type());
 }

@@ -18,13 +18,14 @@ from torch import Tensor
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 torch.library.define(
     "dinomed::ms_deform_attn",
-    "(Tensor value, SymInt[] heights, SymInt[] widths, Tensor sampling_locations, Tensor attention_weights) -> Tensor",
+    "(Tensor value, SymInt[] heights, SymInt[] widths, Tensor sampling_locations, Tensor attention_weights, "
+    "bool deterministic=False) -> Tensor",
     tags=_TAGS,
 )
 torch.library.define(
     "dinomed::ms_deform_attn_backward",
     "(Tensor grad_output, Tensor value, SymInt[] heights, SymInt[] widths, Tensor sampling_locations, "
-    "Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
+    "Tensor attention_weights, bool deterministic=False) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 
@@ -34,6 +35,8 @@ def ms_deform_attn(
     spatial_shapes: Sequence[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    *,
+    deterministic: bool | None = None,
 ) -> Tensor:
     """Sum bilinear samples of feature maps, weighted, for every query and head.
 
@@ -46,6 +49,8 @@ def ms_deform_attn(
         spatial_shapes: Height and width of every level, in pixels; L pairs.
         sampling_locations: Points as x, y in [0, 1] from a map's outer edge to the other, (B, Q, M, L, P, 2).
         attention_weights: Weight of every point, (B, Q, M, L, P).
+        deterministic: Whether the gradients are the same bits in every run; by default as
+            `torch.use_deterministic_algorithms` says. Only the gradient of `value` on CUDA takes longer for it.
 
     Returns:
         One vector per query, heads concatenated, (B, Q, M * D), of the type of `value`.
@@ -56,7 +61,11 @@ def ms_deform_attn(
     heights = [height for height, _ in spatial_shapes]
     widths = [width for _, width in spatial_shapes]
     check_shapes(value, heights, widths, sampling_locations, attention_weights)
-    return torch.ops.dinomed.ms_deform_attn(value, heights, widths, sampling_locations, attention_weights)
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+    return torch.ops.dinomed.ms_deform_attn(
+        value, heights, widths, sampling_locations, attention_weights, deterministic
+    )
 
 
 def check_shapes(value: Tensor, heights: list[int], widths: list[int], locations: Tensor, weights: Tensor) -> None:
@@ -126,7 +135,12 @@ def _level_weights(weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _reference(
-    value: Tensor, heights: Sequence[int], widths: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    deterministic: bool = False,
 ) -> Tensor:
     batch, _, heads, depth = value.shape
     queries = sampling_locations.shape[1]
@@ -148,7 +162,13 @@ def _reference_backward(
     widths: Sequence[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    deterministic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if deterministic and value.is_cuda:
+        raise RuntimeError(
+            "grid_sample has no deterministic gradient on CUDA; compile the CUDA kernel (DINOMED_BUILD=cuda) or leave "
+            "deterministic=True out"
+        )
     batch, _, heads, depth = value.shape
     _, queries, _, levels, points, _ = sampling_locations.shape
     dtype = real_dtype(value)
@@ -178,7 +198,12 @@ def _reference_backward(
 
 
 def _fake(
-    value: Tensor, heights: Sequence[int], widths: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    deterministic: bool = False,
 ) -> Tensor:
     batch, _, heads, depth = value.shape
     return value.new_empty((batch, sampling_locations.shape[1], heads * depth))
@@ -191,6 +216,7 @@ def _fake_backward(
     widths: Sequence[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    deterministic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         value.new_empty(value.shape),
@@ -200,17 +226,17 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, heights, widths, sampling_locations, attention_weights = inputs
-    ctx.heights, ctx.widths = heights, widths
+    value, heights, widths, sampling_locations, attention_weights, deterministic = inputs
+    ctx.heights, ctx.widths, ctx.deterministic = heights, widths, deterministic
     ctx.save_for_backward(value, sampling_locations, attention_weights)
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor]:
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor, None]:
     value, sampling_locations, attention_weights = ctx.saved_tensors
     grad_value, grad_locations, grad_weights = torch.ops.dinomed.ms_deform_attn_backward(
-        grad_output, value, ctx.heights, ctx.widths, sampling_locations, attention_weights
+        grad_output, value, ctx.heights, ctx.widths, sampling_locations, attention_weights, ctx.deterministic
     )
-    return grad_value, None, None, grad_locations, grad_weights
+    return grad_value, None, None, grad_locations, grad_weights, None
 
 
 def _refuse_second_backward(ctx: Any, *grads: Tensor) -> None:

@@ -17,7 +17,7 @@ from dinomed.ops.ms_deform_attn import check_shapes, real_dtype
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _ARGUMENTS = (
     "Tensor value, SymInt[] heights, SymInt[] widths, Tensor reference_points, Tensor sampling_offsets, "
-    "Tensor attention_logits"
+    "Tensor attention_logits, bool deterministic=False"
 )
 torch.library.define("dinomed::ms_deform_attn_fused", f"({_ARGUMENTS}) -> Tensor", tags=_TAGS)
 torch.library.define(
@@ -33,6 +33,8 @@ def ms_deform_attn_fused(
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
+    *,
+    deterministic: bool | None = None,
 ) -> Tensor:
     """Sum bilinear samples of feature maps around reference points, weighted by a softmax, for every query and head.
 
@@ -45,6 +47,7 @@ def ms_deform_attn_fused(
         reference_points: x, y in [0, 1] from a map's outer edge to the other, (Q, 2) or (B or 1, Q, L or 1, 2).
         sampling_offsets: x, y in pixels, (B, Q, M, L, P, 2).
         attention_logits: (B, Q, M, L, P).
+        deterministic: As in `ms_deform_attn`.
 
     Returns:
         One vector per query, heads concatenated, (B, Q, M * D), of the type of `value`.
@@ -57,8 +60,10 @@ def ms_deform_attn_fused(
     check_shapes(value, heights, widths, sampling_offsets, attention_logits)
     references = reference_points[None, :, None] if reference_points.dim() == 2 else reference_points
     _check_references(references, attention_logits)
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
     return torch.ops.dinomed.ms_deform_attn_fused(
-        value, heights, widths, references, sampling_offsets, attention_logits
+        value, heights, widths, references, sampling_offsets, attention_logits, deterministic
     )
 
 
@@ -106,10 +111,16 @@ def _sizes(heights: Sequence[int], widths: Sequence[int], like: Tensor, dtype: t
 
 
 def _reference(
-    value: Tensor, heights: Sequence[int], widths: Sequence[int], references: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    deterministic: bool = False,
 ) -> Tensor:
     locations, weights = locations_and_weights(value, heights, widths, references, offsets, logits)
-    return torch.ops.dinomed.ms_deform_attn(value, heights, widths, locations, weights)
+    return torch.ops.dinomed.ms_deform_attn(value, heights, widths, locations, weights, deterministic)
 
 
 def _reference_backward(
@@ -120,10 +131,11 @@ def _reference_backward(
     references: Tensor,
     offsets: Tensor,
     logits: Tensor,
+    deterministic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     locations, weights = locations_and_weights(value, heights, widths, references, offsets, logits)
     grad_value, grad_locations, grad_weights = torch.ops.dinomed.ms_deform_attn_backward(
-        grad_output, value, heights, widths, locations, weights
+        grad_output, value, heights, widths, locations, weights, deterministic
     )
     grad_offsets = grad_locations / _sizes(heights, widths, offsets, grad_locations.dtype)
     share = grad_weights * weights
@@ -132,7 +144,13 @@ def _reference_backward(
 
 
 def _fake(
-    value: Tensor, heights: Sequence[int], widths: Sequence[int], references: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    deterministic: bool = False,
 ) -> Tensor:
     batch, _, heads, depth = value.shape
     return value.new_empty((batch, offsets.shape[1], heads * depth))
@@ -146,20 +164,21 @@ def _fake_backward(
     references: Tensor,
     offsets: Tensor,
     logits: Tensor,
+    deterministic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (value.new_empty(value.shape), offsets.new_empty(offsets.shape), logits.new_empty(logits.shape))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, heights, widths, references, offsets, logits = inputs
-    ctx.heights, ctx.widths = heights, widths
+    value, heights, widths, references, offsets, logits, deterministic = inputs
+    ctx.heights, ctx.widths, ctx.deterministic = heights, widths, deterministic
     ctx.save_for_backward(value, references, offsets, logits)
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor | None, Tensor, Tensor]:
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor | None, Tensor, Tensor, None]:
     value, references, offsets, logits = ctx.saved_tensors
     grad_value, grad_offsets, grad_logits = torch.ops.dinomed.ms_deform_attn_fused_backward(
-        grad_output, value, ctx.heights, ctx.widths, references, offsets, logits
+        grad_output, value, ctx.heights, ctx.widths, references, offsets, logits, ctx.deterministic
     )
     grad_references = None
     if ctx.needs_input_grad[3]:
@@ -167,7 +186,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor
         moved = grad_offsets.to(real_dtype(value)).sum(dim=(2, 4))
         moved = moved * _sizes(ctx.heights, ctx.widths, offsets, moved.dtype).squeeze(1)
         grad_references = moved.sum_to_size(references.shape).to(references.dtype)
-    return grad_value, None, None, grad_references, grad_offsets, grad_logits
+    return grad_value, None, None, grad_references, grad_offsets, grad_logits, None
 
 
 def _refuse_second_backward(ctx: Any, *grads: Tensor) -> None:

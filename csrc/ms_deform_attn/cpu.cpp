@@ -1,20 +1,12 @@
 // The CPU kernels of dinomed::ms_deform_attn and its relatives, registered through LibTorch's stable ABI.
 //
 // The operators themselves (schemas, shape functions, derivatives) are defined in Python, in dinomed/ops.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <optional>
-#include <tuple>
-#include <utility>
-#include <vector>
 
-#include "kernels.h"
+#include "call.h"
 
 namespace dinomed {
 
@@ -52,9 +44,6 @@ void return_scratch() {
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 bool runs_here(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -82,97 +71,17 @@ const Kernels* find_kernels(const char* name) {
 
 std::atomic<const Kernels*> chosen_kernels{find_kernels(nullptr)};
 
-ValueType value_type(const Tensor& value) {
-  switch (value.scalar_type()) {
-    case ScalarType::Float: return ValueType::float32;
-    case ScalarType::Double: return ValueType::float64;
-    case ScalarType::BFloat16: return ValueType::bfloat16;
-    case ScalarType::Half: return ValueType::float16;
-    default: STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float64, bfloat16 or float16");
-  }
+int64_t packed_elements_per_head(const Call& call) {
+  int64_t pixels = 0;
+  for (size_t l = 0; l < call.heights.size(); ++l) pixels += (call.heights[l] + 4) * (call.widths[l] + 2) + 2;
+  return pixels * ((call.problem.depth + 15) / 16 * 16);
 }
 
-ScalarType real_type(ValueType type) { return type == ValueType::float64 ? ScalarType::Double : ScalarType::Float; }
-
-// Contiguous and of that type, copied only if it is not.
-Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
-  const Tensor typed = tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
-  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+// Packing reads and writes every pixel once; a point reads four. Places in packed maps are 32-bit numbers.
+bool packs(const Call& call) {
+  return call.problem.queries * call.problem.levels * call.problem.points * 4 >= call.problem.pixels &&
+         packed_elements_per_head(call) < (int64_t{1} << 31);
 }
-
-// A call whose shapes have been found to belong together.
-struct Call {
-  std::vector<int64_t> heights, widths;
-  Tensor value, locations, weights;
-  std::optional<Tensor> references;
-  Problem problem{};
-  Inputs inputs{};
-
-  Call(const Tensor& value_in, std::vector<int64_t> heights_in, std::vector<int64_t> widths_in,
-       const Tensor& locations_in, const Tensor& weights_in, const Tensor* references_in)
-      : heights(std::move(heights_in)), widths(std::move(widths_in)) {
-    STD_TORCH_CHECK(value_in.dim() == 4 && locations_in.dim() == 6 && weights_in.dim() == 5,
-                    "ms_deform_attn: value, points and weights must have 4, 6 and 5 dimensions");
-    const ValueType type = value_type(value_in);
-    value = as_contiguous(value_in, value_in.scalar_type());
-    locations = as_contiguous(locations_in, real_type(type));
-    weights = as_contiguous(weights_in, real_type(type));
-    problem = {type,           value.size(0),   value.size(1),   value.size(2),
-               value.size(3),  weights.size(1), weights.size(3), weights.size(4),
-               heights.data(), widths.data()};
-    check_shapes();
-    inputs = {value.const_data_ptr(), locations.const_data_ptr(), weights.const_data_ptr(), nullptr, false, false};
-    if (references_in != nullptr) add_references(*references_in);
-  }
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
-
-  void check_shapes() const {
-    for (int64_t d = 0; d < 5; ++d) {
-      STD_TORCH_CHECK(locations.size(d) == weights.size(d), "ms_deform_attn: points and weights differ in dimension ",
-                      d);
-    }
-    STD_TORCH_CHECK(locations.size(5) == 2, "ms_deform_attn: a point must have 2 coordinates, not ", locations.size(5));
-    STD_TORCH_CHECK(weights.size(0) == problem.batch && weights.size(2) == problem.heads,
-                    "ms_deform_attn: value and weights differ in batch or in heads");
-    STD_TORCH_CHECK(static_cast<int64_t>(heights.size()) == problem.levels && widths.size() == heights.size(),
-                    "ms_deform_attn: one height and one width are needed for each of ", problem.levels, " levels");
-    int64_t pixels = 0;
-    for (size_t l = 0; l < heights.size(); ++l) {
-      STD_TORCH_CHECK(heights[l] >= 0 && widths[l] >= 0, "ms_deform_attn: a map's height and width cannot be negative");
-      pixels += heights[l] * widths[l];
-    }
-    STD_TORCH_CHECK(pixels == problem.pixels, "ms_deform_attn: the spatial shapes hold ", pixels,
-                    " pixels but value has ", problem.pixels);
-  }
-
-  void add_references(const Tensor& given) {
-    STD_TORCH_CHECK(given.dim() == 4 && given.size(1) == problem.queries && given.size(3) == 2 &&
-                        (given.size(0) == 1 || given.size(0) == problem.batch) &&
-                        (given.size(2) == 1 || given.size(2) == problem.levels),
-                    "ms_deform_attn: reference points must be (B or 1, Q, L or 1, 2)");
-    references = as_contiguous(given, real_type(problem.type));
-    inputs.references = references->const_data_ptr();
-    inputs.references_per_batch = given.size(0) > 1;
-    inputs.references_per_level = given.size(2) > 1;
-  }
-
-  bool is_empty() const {
-    return problem.batch * problem.queries * problem.heads * problem.depth * problem.levels * problem.points == 0;
-  }
-
-  int64_t packed_elements_per_head() const {
-    int64_t pixels = 0;
-    for (size_t l = 0; l < heights.size(); ++l) pixels += (heights[l] + 4) * (widths[l] + 2) + 2;
-    return pixels * ((problem.depth + 15) / 16 * 16);
-  }
-
-  // Packing reads and writes every pixel once; a point reads four. Places in packed maps are 32-bit numbers.
-  bool packs() const {
-    return problem.queries * problem.levels * problem.points * 4 >= problem.pixels &&
-           packed_elements_per_head() < (int64_t{1} << 31);
-  }
-};
 
 // How a call is cut into pieces; the results do not depend on it.
 struct Cut {
@@ -182,7 +91,7 @@ struct Cut {
     const Problem& problem = call.problem;
     const int64_t threads = torch::stable::get_num_threads();
     // Four heads share the cache lines of points and weights; their maps should stay in the second-level cache.
-    const int64_t bytes = call.packed_elements_per_head() * (problem.type == ValueType::float64 ? 8 : 4);
+    const int64_t bytes = packed_elements_per_head(call) * (problem.type == ValueType::float64 ? 8 : 4);
     const int64_t together = std::clamp<int64_t>((int64_t{1} << 20) / (bytes + 1), 1, 4);
     head_groups = (problem.heads + together - 1) / together;
     while (head_groups < problem.heads && problem.batch * head_groups % threads != 0) ++head_groups;
@@ -222,15 +131,10 @@ Tensor run_forward(const Call& call) {
   Tensor output = torch::stable::new_empty(call.value, {sizes, 3});
   void* target = output.mutable_data_ptr();
   const Kernels& kernels = *chosen_kernels.load();
-  const bool packed = call.packs();
+  const bool packed = packs(call);
   run_pieces(call, true,
              [&](const Piece& piece) { return kernels.forward(problem, call.inputs, target, piece, packed); });
   return output;
-}
-
-Tensor new_like(const Tensor& tensor, std::optional<ScalarType> type, bool zero) {
-  return zero ? torch::stable::new_zeros(tensor, tensor.sizes(), type)
-              : torch::stable::new_empty(tensor, tensor.sizes(), type);
 }
 
 // Gradients of value, points and weights, contiguous, of the types that the operator was given.
@@ -242,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Call& call, const Tensor& 
                   "ms_deform_attn: the gradient must have the output's shape (B, Q, M * D)");
   const ScalarType value_scalar = call.value.scalar_type(), real = real_type(problem.type);
   const Tensor gradient = as_contiguous(grad_output, value_scalar);
-  const bool empty = call.is_empty(), packed = call.packs();
+  const bool empty = call.is_empty(), packed = packs(call);
   Tensor value = new_like(call.value, packed ? value_scalar : real, empty || !packed);
   Tensor points = new_like(call.locations, std::nullopt, empty), weights = new_like(call.weights, std::nullopt, empty);
   if (!empty) {

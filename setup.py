@@ -86,7 +86,7 @@ class BuildLibraries(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         libraries = ["-ltorch_cpu", "-ltorch"]
         if ext.name.endswith("_cuda"):
-            libraries = ["-ltorch_cuda", *libraries, f"-L{cuda_home() / 'lib64'}", "-lcudart"]
+            libraries = ["-ltorch_cuda", "-lc10_cuda", *libraries, *cuda_runtime()]
         unfinished = target.with_name(target.name + ".new")
         command = [compiler(), "-shared", *map(str, made), f"-L{folder / 'lib'}", *libraries, "-o", str(unfinished)]
         execute(command)
@@ -104,9 +104,9 @@ class BuildLibraries(build_ext):
         return made
 
     def _compile_cuda(self, source: Path, objects: Path, torch: Path) -> Path:
-        made = objects / f"{source.stem}.o"
+        made = objects / f"{source.stem}.cu.o"
         flags = ["-std=c++20", "-O3", "-DNDEBUG", "-DUSE_CUDA", TORCH_TARGET, "-isystem", str(torch / "include")]
-        flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", "--threads", "2"]
+        flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr"]
         execute([str(cuda_home() / "bin" / "nvcc"), *flags, *cuda_flags(), "-c", str(source), "-o", str(made)])
         return made
 
@@ -124,6 +124,20 @@ def cuda_home() -> Path:
     if home is None or not (Path(home) / "bin" / "nvcc").exists():
         raise RuntimeError("nvcc was not found; install the CUDA toolkit or set CUDA_HOME")
     return Path(home)
+
+
+def cuda_runtime() -> list[str]:
+    """Give the linker's arguments for CUDA's runtime, inside the library and hidden in it.
+
+    The runtime that PyTorch brings has its version's name (libcudart.so.12 or .13), and a library linked with one loads
+    beside no other. With its own runtime it loads beside each; both work in the device's one context. The driver must
+    be as new as the toolkit, which the library checks when it is loaded.
+    """
+    folder = cuda_home() / "lib64"
+    if not (folder / "libcudart_static.a").is_file():
+        folder = cuda_home() / "lib"  # as packages for conda and pip lay it out
+    own = ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+    return [f"-L{folder}", *own, "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
 
 
 def compiler() -> str:

@@ -3,6 +3,7 @@
 A library registers its kernels with PyTorch's dispatcher when it is loaded; where there is none the operators run as
 plain PyTorch. Which of the CPU library's instruction sets runs is chosen by the machine; the environment variable
 DINOMED_CPU_KERNEL (`avx512`, `avx2`, `portable`, or `none` for plain PyTorch) chooses another, read once at import.
+DINOMED_CUDA_KERNEL=none leaves plain PyTorch in place on CUDA.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ def load_kernels() -> None:
             select_cpu_kernel(wanted)
     if torch.version.cuda is None:
         _reasons["CUDA"] = "this PyTorch is built without CUDA"
+    elif os.environ.get("DINOMED_CUDA_KERNEL") == "none":
+        _reasons["CUDA"] = "DINOMED_CUDA_KERNEL=none"
     else:
         _load("CUDA")
+        _keep_reason_of_cuda()
 
 
 def _load(device: str) -> None:
@@ -43,6 +47,18 @@ def _load(device: str) -> None:
         _libraries[device] = ctypes.CDLL(str(path))
     except OSError as error:
         _reasons[device] = f"{path.name} cannot be loaded: {' '.join(str(error).split())}"
+
+
+def _keep_reason_of_cuda() -> None:
+    """Ask the library whether it registered its kernels: it does not where the driver is absent or too old."""
+    if "CUDA" not in _libraries:
+        return
+    function = _libraries["CUDA"].dinomed_cuda_problem
+    function.restype, function.argtypes = ctypes.c_char_p, []
+    problem = function()
+    if problem is not None:
+        _reasons["CUDA"] = problem.decode()
+        del _libraries["CUDA"]
 
 
 def cpu_kernel() -> str | None:
@@ -78,5 +94,7 @@ def kernel_status() -> dict[str, str]:
     for device in ("CPU", "CUDA"):
         detail = f" ({cpu_kernel()})" if device == "CPU" else ""
         compiled = device in _libraries
+        if compiled and device == "CUDA" and not torch.cuda.is_available():
+            detail = ", unused, since PyTorch finds no GPU"
         status[device] = f"compiled kernel{detail}" if compiled else f"plain PyTorch, since {_reasons[device]}"
     return status

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BUNDLE := bundles/mri_head_segmentation
 DEMO := demo_output
 
-.PHONY: install demo test check bench sanitize clean
+.PHONY: install demo test check bench sanitize sanitize-cuda emulate-cuda clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,15 @@ bench: install
 # Random and hostile inputs through the CPU kernels, under the address and undefined-behaviour sanitizers.
 sanitize:
 	sh csrc/sanitize.sh
+
+# The CUDA kernels' tests on a GPU under compute-sanitizer: wrong addresses, then races in shared memory.
+sanitize-cuda: install
+	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	  $(BIN)/python -m pytest -m "gpu and not slow" tests/ops/test_ms_deform_attn_cuda.py || exit 1; done
+
+# The CUDA kernels' source compiled against a stand-in for CUDA and run on the CPU: their tests without a GPU.
+emulate-cuda: install
+	PYTHON=$(BIN)/python sh csrc/emulate_cuda.sh
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

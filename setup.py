@@ -180,8 +180,9 @@ def extension_modules() -> list[Extension]:
         compiler()
         if choice == "cuda":
             cuda_home()
-        if not SOURCES.is_dir():
-            raise RuntimeError(f"there is no folder {SOURCES} to compile")
+        for name in ("cpu.cpp", "cuda.cu") if choice == "cuda" else ("cpu.cpp",):
+            if not (SOURCES / name).is_file():
+                raise RuntimeError(f"there is no file {SOURCES / name} to compile")
     except RuntimeError as error:
         if choice != "auto":
             sys.exit(f"DINOMED_BUILD={choice} was asked for, but {error}")
@@ -191,7 +192,7 @@ def extension_modules() -> list[Extension]:
     names = ["cpu", *(INSTRUCTION_SETS if is_x86 else ["kernels_portable"])]
     libraries = {"cpu": [str(SOURCES / f"{name}.cpp") for name in names]}
     if choice == "cuda":
-        libraries["cuda"] = [str(path) for path in sorted(SOURCES.glob("*.cu"))]
+        libraries["cuda"] = [str(SOURCES / "cuda.cu")]
     headers = [str(path) for pattern in ("*.h", "*.cuh") for path in sorted(SOURCES.glob(pattern))]
     return [
         Extension(f"dinomed.ops._ms_deform_attn_{device}", sources, depends=headers, py_limited_api=True)

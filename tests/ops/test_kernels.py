@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -277,3 +281,98 @@ def test_status_names_a_kernel_or_a_reason_for_each_device() -> None:
     assert set(status) == {"CPU", "CUDA"}
     for sentence in status.values():
         assert sentence.startswith(("compiled kernel", "plain PyTorch, since "))
+
+
+class Library:
+    """A CUDA library that says what it found when it was loaded."""
+
+    def __init__(self, problem: bytes | None) -> None:
+        self.problem = problem
+
+    def dinomed_cuda_problem(self) -> bytes | None:
+        return self.problem
+
+    def __getattribute__(self, name: str) -> object:  # ctypes gives its functions attributes, methods have none
+        found = object.__getattribute__(self, name)
+        return (lambda: found()) if callable(found) else found
+
+
+@pytest.mark.parametrize(
+    ("problem", "available", "sentence"),
+    [
+        (b"no NVIDIA driver is installed", False, "plain PyTorch, since no NVIDIA driver is installed"),
+        (None, False, "compiled kernel, unused, since PyTorch finds no GPU"),
+        (None, True, "compiled kernel"),
+    ],
+)
+def test_status_tells_what_the_cuda_library_found(
+    monkeypatch: pytest.MonkeyPatch, problem: bytes | None, available: bool, sentence: str
+) -> None:
+    monkeypatch.setattr(kernels, "_libraries", {"CUDA": Library(problem)})
+    monkeypatch.setattr(kernels, "_reasons", {"CPU": "none here"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    kernels._keep_reason_of_cuda()
+    assert kernels.kernel_status() == {"CPU": "plain PyTorch, since none here", "CUDA": sentence}
+
+
+def test_environment_leaves_plain_pytorch_in_place_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(kernels, "_libraries", {})
+    monkeypatch.setattr(kernels, "_reasons", {})
+    monkeypatch.setenv("DINOMED_CUDA_KERNEL", "none")
+    monkeypatch.setenv("DINOMED_CPU_KERNEL", "none")
+    kernels.load_kernels()
+    assert kernels.kernel_status()["CUDA"] == "plain PyTorch, since DINOMED_CUDA_KERNEL=none"
+
+
+@pytest.mark.parametrize(("missing", "message"), [("toolkit", "nvcc was not found"), ("source", "cuda.cu")])
+def test_asking_for_the_cuda_library_fails_where_it_cannot_be_built(
+    tmp_path: Path, repository: Path, missing: str, message: str
+) -> None:
+    (tmp_path / "csrc/ms_deform_attn").mkdir(parents=True)
+    (tmp_path / "csrc/ms_deform_attn/cpu.cpp").touch()
+    (tmp_path / "setup.py").write_text((repository / "setup.py").read_text())
+    (tmp_path / "bin").mkdir()
+    if missing == "source":
+        (tmp_path / "bin/nvcc").touch()
+    environment = {**os.environ, "DINOMED_BUILD": "cuda", "CUDA_HOME": str(tmp_path), "CXX": sys.executable}
+    command = [sys.executable, "setup.py", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_a_deterministic_choice_is_taken_and_changes_nothing_on_the_cpu(kernel: str) -> None:
+    shapes = [(6, 5), (3, 3)]
+    results = []
+    for deterministic in (None, False, True):
+        given = [tensor.float().requires_grad_() for tensor in make_inputs(shapes)]
+        output = ms_deform_attn_fused(given[0], shapes, *given[1:], deterministic=deterministic)
+        results.append([output, *torch.autograd.grad(output.square().sum(), given)])
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def test_use_deterministic_algorithms_reaches_the_backward_of_both_operators() -> None:
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "ms_deform_attn" in str(func) and "backward" in str(func):
+                seen.append((func.__name__, args[-1]))
+            return func(*args, **(kwargs or {}))
+
+    shapes = [(6, 5)]
+    given = [tensor.requires_grad_() for tensor in make_inputs(shapes)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        outputs = (
+            ms_deform_attn_fused(given[0], shapes, *given[1:]),
+            ms_deform_attn(given[0], shapes, *locations_and_weights(given[0], [6], [5], *given[1:])),
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with Watch():
+        for output in outputs:
+            torch.autograd.grad(output.sum(), given[0])
+    assert seen == [("ms_deform_attn_fused_backward.default", True), ("ms_deform_attn_backward.default", True)]

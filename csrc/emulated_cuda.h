@@ -177,6 +177,11 @@ T __ldg(const T* from) {
   return *from;
 }
 template <typename T>
+void __stcg(T* to, T x) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(T) != 0) std::abort();
+  *to = x;
+}
+template <typename T>
 void atomicAdd(T* to, T x) {
   *to += x;
 }

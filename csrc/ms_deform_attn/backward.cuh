@@ -133,8 +133,9 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
         const Level level = levels[quotient(first + k, work.one_per_point)];
         const BackwardSlot<T>& slot = slots[of_row * work.pitch + k];
         const T weight = slot.point.at[2];
-        slopes.locations[2 * index] = weight * slot.change.at[0] * (fused ? T(1) : static_cast<T>(level.width));
-        slopes.locations[2 * index + 1] = weight * slot.change.at[1] * (fused ? T(1) : static_cast<T>(level.height));
+        const T change[2] = {weight * slot.change.at[0] * (fused ? T(1) : static_cast<T>(level.width)),
+                             weight * slot.change.at[1] * (fused ? T(1) : static_cast<T>(level.height))};
+        write<T, 2>(change, slopes.locations + 2 * index);
         slopes.weights[index] = slot.change.at[2];
       }
       __syncwarp();  // before the slots are written again

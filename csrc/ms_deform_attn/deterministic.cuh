@@ -47,14 +47,15 @@ __global__ void __launch_bounds__(kWarp)
         const int64_t row = (batch * work.queries + query) * work.heads + head;
         if (query < work.queries) {
           const int64_t index = row * work.per_row + l * work.points + number;
-          const T x = work.locations[2 * index], y = work.locations[2 * index + 1];
+          T place[2];
+          read<T, 2>(work.locations + 2 * index, place);
           point.weight = softmax[index];
           if (work.references != nullptr) {
             const int64_t first = (work.references_per_batch ? batch * work.queries : 0) + query;
             const T* reference = work.references + 2 * (work.references_per_level ? first * work.levels + l : first);
-            place_point(level, reference[0], reference[1], x, y, &point);
+            place_point(level, reference[0], reference[1], place[0], place[1], &point);
           } else {
-            place_point(level, x, y, T(0), T(0), &point);
+            place_point(level, place[0], place[1], T(0), T(0), &point);
           }
         }
         const Four<T> weight = neighbour_weights(point.pixel, point.x, point.y, point.weight);

@@ -102,7 +102,7 @@ __device__ __forceinline__ void write(const Real<S> (&from)[width], S* to) {
   for (int i = 0; i < width; ++i) narrow(from[i], &parts[i]);
   Word word;
   memcpy(&word, parts, sizeof(word));
-  *reinterpret_cast<Word*>(to) = word;
+  __stcg(reinterpret_cast<Word*>(to), word);  // an assignment would be cut into stores of 4 bytes
 }
 
 // Add scale * x to `width` neighbouring numbers, each atomically. Since Hopper four (or two) of them go in one request.

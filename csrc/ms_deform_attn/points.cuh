@@ -198,15 +198,16 @@ __device__ __forceinline__ void for_points(const Work<S>& work, const Level* lev
       const int64_t index = (first_row + row) * work.per_row + among;
       const int number = quotient(among, work.one_per_point);
       const Level level = levels[number];
-      const T x = work.locations[2 * index], y = work.locations[2 * index + 1];
+      T place[2];
+      read<T, 2>(work.locations + 2 * index, place);
       Point<T> point;
       point.weight = work.weights[index];
       if (fused) {
         const T* reference = work.references + facts.reference + (work.references_per_level ? 2 * number : 0);
         point.weight = facts.weight(point.weight);
-        place_point(level, reference[0], reference[1], x, y, &point);
+        place_point(level, reference[0], reference[1], place[0], place[1], &point);
       } else {
-        place_point(level, x, y, T(0), T(0), &point);
+        place_point(level, place[0], place[1], T(0), T(0), &point);
       }
       use(row * work.pitch + k, index, level, point);
     }

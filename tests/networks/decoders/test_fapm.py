@@ -96,13 +96,15 @@ def test_maps_of_an_odd_image_are_cropped_to_the_finer_skip() -> None:
 
 
 def test_instance_norm_is_that_of_pytorch_and_also_takes_a_single_pixel() -> None:
+    torch.manual_seed(0)
     ours, reference = InstanceNorm(5), nn.InstanceNorm2d(5, affine=True)
     nn.init.normal_(ours.weight)
     nn.init.normal_(ours.bias)
     reference.load_state_dict(ours.state_dict())
     x = torch.randn(2, 5, 4, 3)
     torch.testing.assert_close(ours(x), reference(x))
-    torch.testing.assert_close(ours(x[..., :1, :1])[0, :, 0, 0], ours.bias)
+    # Of a single pixel the rounding of its own mean is left, enlarged by 1 / sqrt(eps).
+    torch.testing.assert_close(ours(x[..., :1, :1])[0, :, 0, 0], ours.bias, rtol=0, atol=1e-3)
 
 
 def test_wrong_strides_are_refused_with_the_fix() -> None:

@@ -72,7 +72,7 @@ def load(bundle: Path, weights: Path | None) -> tuple[Any, Any]:
     parser["bundle_root"] = str(bundle)
     parser["device"] = "cpu"
     torch.manual_seed(0)
-    network = parser.get_parsed_content("network_def").eval().requires_grad_(False)
+    network = parser.get_parsed_content("network_def").eval()
     if weights is not None:
         load_network(network, weights)
     return parser, network

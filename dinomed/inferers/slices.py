@@ -10,8 +10,11 @@ that classes x volume never exist in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from dinomed.errors import DinomedError
-from dinomed.inferers.occupancy import Span, occupied, tight_span, whole_span
+from dinomed.inferers.occupancy import occupied
 from dinomed.inferers.precision import PRECISIONS, resolve_precision
 
 Network = Callable[..., Any]
@@ -100,23 +103,84 @@ def slice_inputs(volume: Tensor, axis: int, indices: Sequence[int] | Tensor, nei
     return upright[places.to(volume.device)]
 
 
+BLOCK = 32
+"""Slices are padded with emptiness to a multiple of this many pixels; networks would pad with something else."""
+
+
+MOST_WORKERS = 4
+"""Python itself is the limit of more."""
+
+
 @dataclass(frozen=True)
 class _Batch:
-    """Slices of one plane of which the same part goes through the network, in ascending order."""
+    """Slices of one plane that go through the network together, in ascending order."""
 
     axis: int
     indices: list[int]
-    rows: Span
-    columns: Span
     weight: int
+
+
+class _Workers:
+    """Threads that share PyTorch's threads among them; one of them is none beside the caller's own.
+
+    Args:
+        workers: Number of threads.
+        threads: What PyTorch uses in the caller's thread, and will use there again.
+        autocast: Entered by every thread.
+    """
+
+    def __init__(self, workers: int, threads: int, autocast: torch.autocast) -> None:
+        self.threads = threads
+        self.share = max(1, threads // workers)
+        self.autocast = autocast
+        self.pool = ThreadPoolExecutor(workers, initializer=self._start) if workers > 1 else None
+
+    def _start(self) -> None:
+        torch.set_num_threads(self.share)  # of this thread, and of threads that PyTorch meets later
+        copy.copy(self.autocast).__enter__()  # until the thread ends
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def map(self, work: Callable[[_Batch], int], batches: Sequence[_Batch]) -> Iterator[int]:
+        """Do the work on each batch and give its results in the batches' order."""
+        return map(work, batches) if self.pool is None else self.pool.map(work, batches)
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.threads)
+
+
+class _Report:
+    """Tells how many slices are done, as a bar or by the caller's function."""
+
+    def __init__(self, progress: bool | Progress, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self.bar = tqdm(total=total, unit="slice") if progress is True else None
+        self.function = progress if callable(progress) else None
+
+    def __call__(self, count: int) -> None:
+        """Count further slices."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+        if self.function is not None:
+            self.function(self.done, self.total)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class SliceInferer(Inferer):
     """Segment a volume with a 2-D network, slice by slice, along one or more planes.
 
-    Each voxel's probabilities are averaged over the planes. Slices without anything in them are not run, nor is the
-    margin around everything in the volume; there the background, class 0, is certain. The network should be in eval
-    mode; it may live on another device than the volume.
+    Each voxel's probabilities are averaged over the planes. Slices without anything in them are not run; there the
+    background, class 0, is certain. The others are run whole, since what a transformer sees of a part depends on where
+    that is cut off. The network should be in eval mode; it may live on another device than the volume.
     """
 
     def __init__(
@@ -130,19 +194,23 @@ class SliceInferer(Inferer):
         skip_empty: bool = True,
         empty_value: float | None = None,
         progress: bool | Progress = False,
+        workers: int | None = None,
     ) -> None:
         """Choose how to slice.
 
         Args:
             planes: Any of "axial", "coronal", "sagittal", each at most once.
             neighbours: Slices on each side that become input channels; 1 gives three channels.
-            batch_size: Slices (or windows) at a time.
+            batch_size: Slices (or windows) at a time, of all workers together.
             precision: "float32", "bfloat16", or "auto", which takes bfloat16 where the device multiplies it natively.
             window: Side in voxels of the square that slides over larger slices; `None` takes slices whole.
             overlap: Part of a window that the next one covers again, 0 to below 1.
             skip_empty: Do not run the network where there is nothing.
             empty_value: Voxels up to this intensity are empty; by default the volume's minimum.
             progress: Show a bar, or a function that is called with the slices done and their number.
+            workers: Threads that run batches side by side where the network lives on the CPU, each with its share of
+                PyTorch's threads; a slice is too small to keep many busy. By default as many as PyTorch uses, up to
+                4. Take 1 for a network whose forward is not safe to call from several threads.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -155,6 +223,8 @@ class SliceInferer(Inferer):
             raise ValueError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
         if batch_size < 1 or neighbours < 0:
             raise ValueError(f"batch_size must be 1 or more and neighbours 0 or more, not {batch_size}, {neighbours}")
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be 1 or more, not {workers}")
         if not 0 <= overlap < 1 or (window is not None and window < 1):
             raise ValueError(f"overlap must lie in [0, 1) and window be positive, not {overlap}, {window}")
         self.planes = planes
@@ -166,6 +236,7 @@ class SliceInferer(Inferer):
         self.skip_empty = skip_empty
         self.empty_value = empty_value
         self.progress = progress
+        self.workers = workers
 
     def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
         """Segment volumes.
@@ -198,60 +269,53 @@ class SliceInferer(Inferer):
         def predict(slices: Tensor) -> Tensor:
             return _softmax(network(slices, *args, **kwargs), slices)
 
-        # One autocast region for everything: within it, each weight is converted only once.
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            results = [self._infer_volume(volume[0], predict, device) for volume in values]
+        results = [self._infer_volume(volume[0], predict, device, dtype) for volume in values]
         probs = results[0][None] if len(results) == 1 else torch.stack(results)
         return MetaTensor(probs).copy_meta_from(inputs, copy_attr=True) if isinstance(inputs, MetaTensor) else probs
 
-    def _infer_volume(self, volume: Tensor, predict: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    def _infer_volume(
+        self, volume: Tensor, predict: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         """Return probabilities times 255 (C, X, Y, Z) for one volume (X, Y, Z)."""
         empty = float(volume.amin()) if self.empty_value is None else self.empty_value
-        batches = self._batches(volume, empty)
-        total = sum(len(batch.indices) for batch in batches)
-        bar = tqdm(total=total, unit="slice") if self.progress is True else None
-        probs: Tensor | None = None
-        done = 0
-        for batch in batches:
+        threads = torch.get_num_threads()
+        workers = min(threads, MOST_WORKERS) if self.workers is None else self.workers
+        workers = workers if device.type == "cpu" else 1
+
+        def run(batch: _Batch) -> Tensor:
             with torch.inference_mode():
                 slices = _cut(volume, batch, self.neighbours, empty)
                 slices = slices.to(device, torch.float32, memory_format=torch.channels_last)
-                weighted = self._predict_slices(slices, predict).mul_(batch.weight).round_().to(torch.uint8)
-            if probs is None:  # not in inference mode, so that the caller may change it
-                probs = torch.zeros((weighted.shape[1], *volume.shape), dtype=torch.uint8, device=volume.device)
-                probs[0] = FULL_PROBABILITY
-            _add(probs, weighted.to(volume.device), batch)
-            done += len(batch.indices)
-            if bar is not None:
-                bar.update(len(batch.indices))
-            elif callable(self.progress):
-                self.progress(done, total)
-        if bar is not None:
-            bar.close()
-        assert probs is not None
+                return self._predict_slices(slices, predict).mul_(batch.weight).round_().to(torch.uint8)
+
+        first, *rest = self._batches(volume, empty, max(1, self.batch_size // workers))
+        report = _Report(self.progress, len(first.indices) + sum(len(batch.indices) for batch in rest))
+        autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+        # One autocast region in each thread for everything: within it, each weight is converted only once.
+        with autocast, _Workers(workers, threads, autocast) as pool:
+            weighted = run(first)  # it tells the number of classes
+            probs = _certain_background(volume, weighted.shape[1], first.axis)
+            _add(probs, weighted.to(volume.device), first)
+            report(len(first.indices))
+            for _, plane in groupby(rest, lambda batch: batch.axis):  # batches of one plane do not meet
+                for count in pool.map(lambda batch: _add(probs, run(batch).to(volume.device), batch), list(plane)):
+                    report(count)
+        report.close()
         return probs
 
-    def _batches(self, volume: Tensor, empty: float) -> list[_Batch]:
-        """List what goes through the network."""
-        found: Sequence[Tensor] | None = occupied(volume, empty) if self.skip_empty else None
+    def _batches(self, volume: Tensor, empty: float, size: int) -> list[_Batch]:
+        """List what goes through the network, plane by plane, up to `size` slices at a time."""
+        found = occupied(volume, empty) if self.skip_empty else None
         batches = []
         for number, plane in enumerate(self.planes):
             axis = PLANE_AXES[plane]
             # Whole weights that add up to exactly 255.
             weight = FULL_PROBABILITY * (number + 1) // len(self.planes) - FULL_PROBABILITY * number // len(self.planes)
-            together: dict[tuple[Span, Span], list[int]] = {}
-            for index in range(volume.shape[axis]):
-                spans = _spans(volume.shape, found, axis, index)
-                if spans is not None:
-                    together.setdefault(spans, []).append(index)
-            for (rows, columns), indices in together.items():
-                for start in range(0, len(indices), self.batch_size):
-                    batches.append(_Batch(axis, indices[start : start + self.batch_size], rows, columns, weight))
+            indices = list(range(volume.shape[axis])) if found is None else torch.nonzero(found[axis])[:, 0].tolist()
+            for start in range(0, len(indices), size):
+                batches.append(_Batch(axis, indices[start : start + size], weight))
         if not batches:  # an empty volume still needs one slice, without weight, to learn the number of classes
-            axis = PLANE_AXES[self.planes[0]]
-            spans = _spans(volume.shape, None, axis, 0)
-            assert spans is not None
-            batches.append(_Batch(axis, [0], *spans, weight=0))
+            batches.append(_Batch(PLANE_AXES[self.planes[0]], [0], weight=0))
         return batches
 
     def _predict_slices(self, slices: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
@@ -276,48 +340,35 @@ def _softmax(logits: Any, slices: Tensor) -> Tensor:
     return probs
 
 
-def _spans(shape: Sequence[int], found: Sequence[Tensor] | None, axis: int, index: int) -> tuple[Span, Span] | None:
-    """Choose the rows and columns of a slice that are worth running; `None` where it is empty.
-
-    Args:
-        shape: (X, Y, Z) of the volume.
-        found: The volume's projections as `occupied` gives them, or `None` to take slices whole.
-        axis: Axis of the slice.
-        index: Its position.
-    """
-    q, p = _in_plane_axes(axis)
-    if found is None:
-        return whole_span(shape[q]), whole_span(shape[p])
-    # The projection along p has the axes q and `axis`, in ascending order; that along q likewise. Rows run down q.
-    in_rows = found[p].select(0 if axis < q else 1, index).flip(0)
-    in_columns = found[q].select(0 if axis < p else 1, index)
-    return (tight_span(in_rows), tight_span(in_columns)) if bool(in_rows.any()) else None
-
-
-def _region(volume: Tensor, batch: _Batch) -> Tensor:
-    """Return a view of what a batch covers in its plane, from a volume (..., X, Y, Z)."""
-    q, p = _in_plane_axes(batch.axis)
-    q, p = q - 3, p - 3
-    region = volume.narrow(q, volume.shape[q] - batch.rows.stop, batch.rows.stop - batch.rows.start)
-    return region.narrow(p, batch.columns.start, batch.columns.stop - batch.columns.start)
-
-
 def _cut(volume: Tensor, batch: _Batch, neighbours: int, empty: float) -> Tensor:
     """Cut the slices of a batch with their neighbours (n, channels, rows, cols), padded with empty space."""
-    slices = slice_inputs(_region(volume, batch), batch.axis, batch.indices, neighbours)
-    return functional.pad(slices, (0, batch.columns.padding, 0, batch.rows.padding), value=empty)
+    slices = slice_inputs(volume, batch.axis, batch.indices, neighbours)
+    rows, cols = slices.shape[-2:]
+    return functional.pad(slices, (0, -cols % BLOCK, 0, -rows % BLOCK), value=empty)
 
 
-def _add(probs: Tensor, part: Tensor, batch: _Batch) -> None:
-    """Add the probabilities (n, C, rows, cols) of a batch to those of the volume (C, X, Y, Z)."""
-    part = part[:, :, : batch.rows.stop - batch.rows.start, : batch.columns.stop - batch.columns.start].flip(2)
+def _certain_background(volume: Tensor, num_classes: int, axis: int) -> Tensor:
+    """Make probabilities (C, X, Y, Z) of class 0 everywhere, laid out in memory slice by slice along `axis`."""
+    q, p = _in_plane_axes(axis)
+    shape = (volume.shape[axis], num_classes, volume.shape[q], volume.shape[p])
+    by_slice = torch.zeros(shape, dtype=torch.uint8, device=volume.device)
+    by_slice[:, 0] = FULL_PROBABILITY
+    order = [0, 0, 0]
+    order[axis], order[q], order[p] = 0, 2, 3
+    return by_slice.permute(1, *order)
+
+
+def _add(probs: Tensor, part: Tensor, batch: _Batch) -> int:
+    """Add the probabilities (n, C, rows, cols) of a batch to those of the volume (C, X, Y, Z); return n."""
+    q, p = _in_plane_axes(batch.axis)
+    region = probs.permute(1 + batch.axis, 0, 1 + q, 1 + p)
+    part = part[:, :, : region.shape[2], : region.shape[3]].flip(2)
     # So far the background has the plane's whole weight. uint8 wraps around, so taking it away first does no harm.
     part[:, 0] -= batch.weight
-    q, p = _in_plane_axes(batch.axis)
-    region = _region(probs, batch).permute(1 + batch.axis, 0, 1 + q, 1 + p)
     first, last = batch.indices[0], batch.indices[-1]
     if last - first + 1 == len(batch.indices):
         region[first : last + 1] += part
     else:
         for index, one in zip(batch.indices, part, strict=True):
             region[index] += one
+    return len(batch.indices)

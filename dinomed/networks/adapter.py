@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dinomed.networks.backbones import Backbone, pad_to_multiple
 from dinomed.networks.blocks import ConvNormAct, NormLayer
-from dinomed.networks.folding import apply_folded
+from dinomed.networks.folding import ChannelAffine, apply_scaled, norm_affine
 from dinomed.ops import ms_deform_attn_fused
 
 Size = tuple[int, int]
@@ -157,13 +157,6 @@ class Extractor(nn.Module):
         return queries + self.drop_path(self.ffn(self.ffn_norm(queries), sizes))
 
 
-def _apply(block: nn.Module, x: Tensor) -> Tensor:
-    if not isinstance(block, ConvNormAct):
-        return block(x)
-    conv, norm, activation = block
-    return activation(apply_folded(conv, norm, x)) if isinstance(conv, nn.Conv2d) else block(x)
-
-
 class SpatialPriorModule(nn.Module):
     """A small convolutional network: the image's own detail at strides 4, 8, 16 and 32."""
 
@@ -182,14 +175,12 @@ class SpatialPriorModule(nn.Module):
         self.projections = nn.ModuleList(nn.Conv2d(given, width, kernel_size=1) for given in widths)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Map images (B, C, H, W) to four maps (B, D, H / s, W / s), s = 4, 8, 16, 32."""
-        x = image.contiguous(memory_format=torch.channels_last)  # faster convolutions; the maps' values are the same
-        for block in self.stem:
-            x = _apply(block, x)
-        maps = [x]
+        """Map images (B, C, H, W) to maps (B, C_i, H / s, W / s), s = 4, 8, 16, 32, before their projections."""
+        # Channels last makes faster convolutions; the maps' values are the same.
+        maps = [self.stem(image.contiguous(memory_format=torch.channels_last))]
         for stage in self.stages:
-            maps.append(_apply(stage, maps[-1]))
-        return [project(x) for project, x in zip(self.projections, maps, strict=True)]
+            maps.append(stage(maps[-1]))
+        return maps
 
 
 class DINOv3Adapter(Backbone):
@@ -289,7 +280,8 @@ class DINOv3Adapter(Backbone):
         Returns:
             Four maps (B, D, H / s, W / s), s = 4, 8, 16, 32.
         """
-        finest, *query_maps = self.spatial_prior(image)
+        finest, *coarser = self.spatial_prior(image)
+        query_maps = [project(x) for project, x in zip(self.spatial_prior.projections[1:], coarser, strict=True)]
         sizes = [(x.shape[-2], x.shape[-1]) for x in query_maps]
         size = (token_maps[0].shape[-2], token_maps[0].shape[-1])
         centres = _pixel_centres(sizes, image.device)
@@ -300,14 +292,28 @@ class DINOv3Adapter(Backbone):
         for extractor, tap in zip(self.extractors, self.taps, strict=True):
             queries = extractor(queries, centres, sizes, tokens[tap], size)
         query_maps = _to_maps(queries, sizes)
-        finer = self.up(query_maps[0].contiguous(memory_format=torch.channels_last))
-        maps = [finer + finest, *query_maps]
-        if self.add_token_maps:
-            maps = [x + _resize(token_map, x) for x, token_map in zip(maps, token_maps, strict=True)]
-        return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
+        maps = []
+        for norm, x, token_map in zip(self.norms[1:], query_maps, token_maps[1:], strict=True):
+            maps.append(norm(x + _resize(token_map, x) if self.add_token_maps else x))
+        return [self._finest_map(query_maps[0], finest, token_maps[0]), *maps]
+
+    def _finest_map(self, queries: Tensor, prior: Tensor, token_map: Tensor) -> Tensor:
+        """Join the map at stride 4 from the queries at stride 8, the spatial prior and the first token map."""
+        norm, project = self.norms[0], self.spatial_prior.projections[0]
+        assert isinstance(project, nn.Conv2d)
+        queries = queries.contiguous(memory_format=torch.channels_last)
+        affine = norm_affine(norm)
+        if affine is None:
+            x = self.up(queries) + project(prior)
+            return norm(x + _resize(token_map, x) if self.add_token_maps else x)
+        # The norm is the same for every pixel, and each part can take its share of it before it is as large as that.
+        share = ChannelAffine(affine.scale, torch.zeros_like(affine.shift))
+        x = apply_scaled(self.up, share, queries) + apply_scaled(project, affine, prior)
+        return x + _resize(token_map * affine.scale.view(-1, 1, 1), x) if self.add_token_maps else x
 
 
 def _resize(token_map: Tensor, like: Tensor) -> Tensor:
+    token_map = token_map.to(like.dtype)  # of the lower precision before it is enlarged, not after
     if token_map.shape[-2:] == like.shape[-2:]:
         return token_map
     return F.interpolate(token_map, size=like.shape[-2:], mode="bilinear", align_corners=False)

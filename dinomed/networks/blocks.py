@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from dinomed.networks.folding import apply_folded
+
 NormLayer = Callable[[int], nn.Module]
 
 
@@ -52,6 +54,11 @@ class ConvNormAct(nn.Sequential):
             norm_layer(out_channels),
             nn.ReLU(inplace=True),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, D, H', W'); in inference batch norm costs nothing."""
+        conv, norm, activation = self
+        return activation(apply_folded(conv, norm, x) if isinstance(conv, nn.Conv2d) else norm(conv(x)))
 
 
 def check_strides(decoder: str, strides: Sequence[int], needed: Sequence[int], fix: str) -> None:

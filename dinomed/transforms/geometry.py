@@ -234,24 +234,25 @@ def native_blocks(grid: GridMap, largest_voxels: int) -> Iterator[NativeBlock]:
 
     Args:
         grid: Map between the grids.
-        largest_voxels: Bound on a block's voxels (a block holds at least one column along z).
+        largest_voxels: Bound on a block's voxels (a block holds at least one row along x).
 
     Yields:
-        Blocks that cover the canonical native grid once.
+        Blocks that cover the canonical native grid once. They are cut along z, then y: so they lie together in memory
+        both in a NIfTI file's order and in probabilities made axial slice by slice.
     """
     taps = [
         axis_taps(n_in, n_out, 1 / scale, -offset / scale, levels=WEIGHT_LEVELS)
         for n_in, n_out, scale, offset in zip(grid.shape, grid.canonical_shape, grid.scale, grid.offset, strict=True)
     ]
     x, y, z = grid.canonical_shape
-    y_step = max(1, min(y, largest_voxels // z))
-    x_step = max(1, min(x, largest_voxels // (z * y_step)))
-    z_source, z_taps = taps_from(taps[2], 0, z)
-    for x0 in range(0, x, x_step):
-        x_source, x_taps = taps_from(taps[0], x0, x0 + x_step)
+    y_step = max(1, min(y, largest_voxels // x))
+    z_step = max(1, min(z, largest_voxels // (x * y_step)))
+    x_source, x_taps = taps_from(taps[0], 0, x)
+    for z0 in range(0, z, z_step):
+        z_source, z_taps = taps_from(taps[2], z0, z0 + z_step)
         for y0 in range(0, y, y_step):
             y_source, y_taps = taps_from(taps[1], y0, y0 + y_step)
-            where = slice(x0, x0 + len(x_taps)), slice(y0, y0 + len(y_taps)), slice(0, z)
+            where = slice(0, x), slice(y0, y0 + len(y_taps)), slice(z0, z0 + len(z_taps))
             yield NativeBlock(where, (x_source, y_source, z_source), (x_taps, y_taps, z_taps))
 
 

@@ -134,7 +134,8 @@ class NativeBlock:
     def resample(self, values: Tensor) -> Tensor:
         """Resample the values (x, y, z) of `source`, uint8 or small whole numbers, exactly; returns float32."""
         values = values.to(torch.float32)
-        for axis in (2, 0, 1):  # the order with the fewest transpositions; sums of exact products have no order
+        fastest, middle, slowest = sorted(range(3), key=values.stride)
+        for axis in (fastest, slowest, middle):  # fewest transpositions; sums of exact products have no order
             values = resample_axis(values, axis, self.taps[axis])
         return values
 

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dinomed.networks import adapter as adapters
+from dinomed.networks import folding
 from dinomed.networks.adapter import DINOv3Adapter, default_num_heads
 from dinomed.networks.backbones import Backbone
 
@@ -186,21 +188,24 @@ def test_every_query_place_stays_in_single_precision_under_autocast() -> None:
     assert seen == [torch.bfloat16, torch.float32] * 6
 
 
-def test_folding_batch_norm_in_inference_changes_nothing_but_rounding() -> None:
+@pytest.mark.parametrize("add_token_maps", [True, False])
+def test_folding_batch_norm_in_inference_changes_nothing_but_rounding(
+    add_token_maps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    prior = DINOv3Adapter(StandInViT(32), stem_width=8).spatial_prior.eval()
-    for module in prior.modules():
+    adapter = DINOv3Adapter(StandInViT(32), stem_width=8, add_token_maps=add_token_maps).double().eval()
+    for module in adapter.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
-    image = torch.randn(2, 3, 64, 96)
-    plain = [prior.stem(image)]
-    for stage in prior.stages:
-        plain.append(stage(plain[-1]))
-    for ours, project, x in zip(prior(image), prior.projections, plain, strict=True):
-        torch.testing.assert_close(ours, project(x), rtol=1e-4, atol=1e-4)
+    image = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    folded = adapter(image)
+    for module in (folding, adapters):
+        monkeypatch.setattr(module, "norm_affine", lambda norm: None)
+    for ours, plain in zip(folded, adapter(image), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
 
 
 def test_heads_that_do_not_divide_are_refused_with_the_fix() -> None:

@@ -41,6 +41,8 @@ def find_cases(inputs: Sequence[str]) -> tuple[list[Case], list[Refused]]:
     for given in inputs:
         path = Path(given)
         try:
+            if not str(given):
+                raise InputError("an empty name was given for a scan; is a variable in the command unset?")
             if not path.is_dir() or is_volume_path(path):
                 paths.append(path)
                 continue

@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if not arguments.output:
+        raise InputError("--output is empty; name a folder (is a variable in the command unset?)")
     output = Path(arguments.output)
     check_output(output)
     if not arguments.overwrite:

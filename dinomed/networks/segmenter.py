@@ -36,10 +36,15 @@ class Segmenter(nn.Module):
         backbone: Gives maps, fine to coarse.
         decoder: Fuses them; made for the backbone's channels and strides.
         num_classes: Number of classes, the background included.
+
+    Raises:
+        ValueError: If there is no class.
     """
 
     def __init__(self, backbone: Backbone, decoder: Decoder, num_classes: int) -> None:
         super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} leaves nothing to decide; give 1 or more")
         self.backbone = backbone
         self.decoder = decoder
         kernel_size = decoder.head_kernel_size

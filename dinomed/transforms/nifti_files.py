@@ -66,6 +66,9 @@ def read_nifti_header(path: Path, header_path: Path, head: bytes, compressed: bo
         header["sform_code"], header["qform_code"] = checked["sform_code"], checked["qform_code"]
         dtype = checked.get_data_dtype()
         shape, frame_axis = split_frames(path, checked.get_data_shape())
+        sizes = header["pixdim"][1:4].tolist()
+        if int(header["sform_code"]) == 0 and not min(sizes) > 0:  # only the sform says voxel sizes by itself
+            raise refusal(path, f"has voxel sizes {sizes} in its header", "write the true sizes in mm into pixdim")
         slope, intercept = checked.get_slope_inter()
         offset = int(checked["vox_offset"])
         affine = np.array(checked.get_best_affine(), dtype=np.float64)

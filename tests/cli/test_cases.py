@@ -70,3 +70,11 @@ def test_our_own_results_are_no_scans(tmp_path: Path) -> None:
     (tmp_path / "t1_seg.json").write_text("{}")
     cases, _ = find_cases([str(tmp_path)])
     assert [case.name for case in cases] == ["t1"]
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_scan(tmp_path / "t1.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    cases, refused = find_cases([""])
+    assert cases == []
+    assert "empty name" in refused[0].reason

@@ -200,3 +200,9 @@ def test_a_deep_copy_is_independent(segmenter: Segmenter) -> None:
 def test_head_follows_the_decoder() -> None:
     assert make_segmenter("unet").head.kernel_size == (3, 3)
     assert make_segmenter("adapter_unet_full").head.kernel_size == (1, 1)
+
+
+def test_no_class_at_all_is_refused() -> None:
+    vit = create_backbone("dinov3_vit_tiny16", embed_dim=64, depth=4, num_heads=2)
+    with pytest.raises(ValueError, match="num_classes=0"):
+        Segmenter(vit, UNetDecoder(vit.channels, vit.strides), 0)

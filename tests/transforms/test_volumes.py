@@ -484,3 +484,16 @@ def test_case_name_of_a_folder_is_its_whole_name(tmp_path: Path, monkeypatch: py
 
 def test_oblique_itk_image_helper_is_oblique() -> None:
     assert not np.allclose(itk_affine(itk_image(scan_values()))[0, 1], 0)
+
+
+@pytest.mark.parametrize("size", [0.0, -2.0])
+def test_a_voxel_size_that_is_none_is_refused_where_nothing_else_tells_it(tmp_path: Path, size: float) -> None:
+    path = tmp_path / "scan.nii"
+    image = nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.diag([2.0, 2.0, 2.0, 1.0]))
+    image.set_sform(None, 0)
+    nibabel.save(image, path)
+    with path.open("r+b") as file:
+        file.seek(80)
+        file.write(np.array([size], "<f4").tobytes())
+    with pytest.raises(VolumeError, match=r"voxel sizes .* write the true sizes"):
+        read_volume(path)

@@ -182,10 +182,12 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor
     )
     grad_references = None
     if ctx.needs_input_grad[3]:
-        # An offset of one pixel moves a point as far as a reference point that moves by 1 / size.
-        moved = grad_offsets.to(real_dtype(value)).sum(dim=(2, 4))
-        moved = moved * _sizes(ctx.heights, ctx.widths, offsets, moved.dtype).squeeze(1)
-        grad_references = moved.sum_to_size(references.shape).to(references.dtype)
+        # An offset of one pixel moves a point as far as a reference point that moves by 1 / size. The sizes are factors
+        # one by one: a tensor made of them would fix them in a graph that is compiled for any size.
+        moved = grad_offsets.to(real_dtype(value)).sum(dim=(2, 4)).unbind(2)
+        sizes = zip(moved, ctx.heights, ctx.widths, strict=True)
+        scaled = [torch.stack((x[..., 0] * width, x[..., 1] * height), dim=-1) for x, height, width in sizes]
+        grad_references = torch.stack(scaled, dim=2).sum_to_size(references.shape).to(references.dtype)
     return grad_value, None, None, grad_references, grad_offsets, grad_logits, None
 
 

@@ -44,8 +44,10 @@ bench: install
 sanitize:
 	sh csrc/sanitize.sh
 
-# The CUDA kernels' tests on a GPU under compute-sanitizer: wrong addresses, then races in shared memory.
+# The CUDA kernels' tests on a GPU under compute-sanitizer: wrong addresses, then races in shared memory. The environment
+# must hold the CUDA library: DINOMED_BUILD=cuda make install, in a fresh one.
 sanitize-cuda: install
+	$(BIN)/python -c "from dinomed.ops import kernel_status as s; exit(None if s()['CUDA'] == 'compiled kernel' else s()['CUDA'])"
 	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
 	  $(BIN)/python -m pytest -m "gpu and not slow" tests/ops/test_ms_deform_attn_cuda.py || exit 1; done
 

@@ -35,8 +35,20 @@ def list_scans(source: Paths) -> list[Path]:
 
 
 def list_cases(source: Paths) -> list[dict[str, str]]:
-    """List scans as items of a MONAI dataset with the key "image"; raises as `list_scans`."""
-    return [{"image": str(path)} for path in list_scans(source)]
+    """List scans as items of a MONAI dataset with the key "image".
+
+    Raises:
+        InputError: As `list_scans`, or if two scans share a name, so that one's results would replace the other's.
+    """
+    scans = list_scans(source)
+    _refuse_twice(scans)
+    return [{"image": str(path)} for path in scans]
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    counts = Counter(case_name(path) for path in paths)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise InputError(f"several files are called {', '.join(twice)}; give each case a name of its own")
 
 
 def list_pairs(source: Paths, reference: Paths) -> list[dict[str, str]]:
@@ -54,9 +66,7 @@ def list_pairs(source: Paths, reference: Paths) -> list[dict[str, str]]:
     if len(scans) == len(labels) == 1:
         return [{"image": str(scans[0]), "label": str(labels[0])}]
     for paths in (scans, labels):
-        counts = Counter(case_name(path) for path in paths)
-        if twice := sorted(name for name, count in counts.items() if count > 1):
-            raise InputError(f"several files are called {', '.join(twice)}; give each case a name of its own")
+        _refuse_twice(paths)
     by_name = {case_name(path): path for path in labels}
     missing = [path.name for path in scans if case_name(path) not in by_name]
     if missing:

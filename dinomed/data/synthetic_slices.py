@@ -195,11 +195,11 @@ class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
     def _draw_centre(
         generator: torch.Generator, classes: Tensor, spacing_mm: Sequence[float], axis: int, size: int
     ) -> tuple[float, float, float]:
-        """Draw where the window lies: mostly on the brain, one time in sixteen anywhere in the head."""
+        """Draw where the window lies: mostly on the brain, one time in eight anywhere in the head."""
         anywhere, *draws = torch.rand(4, generator=generator).tolist()
         centre = []
         for k, (count, step) in enumerate(zip(classes.shape, spacing_mm, strict=True)):
-            low, high = (0, count) if anywhere < 0.0625 else _brain_extent(classes, k)
+            low, high = (0, count) if anywhere < 0.125 else _brain_extent(classes, k)
             low_mm, high_mm = (low - count / 2) * step, (high - count / 2) * step
             half = (high_mm - low_mm) / 2
             # In the plane the window stays near the brain's middle, where inference sees it too.

@@ -23,6 +23,12 @@ def test_file_folder_and_list_name_scans(tmp_path: Path) -> None:
     assert list_cases([a]) == [{"image": str(a)}]
 
 
+def test_two_scans_of_one_name_are_refused_since_one_would_replace_the_other(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "one", "t1.nii.gz")[0], make(tmp_path / "two", "t1.nii")[0]
+    with pytest.raises(InputError, match=r"several files are called t1; give each case a name of its own"):
+        list_cases([first, second])
+
+
 @pytest.mark.parametrize("source", [None, []])
 def test_nothing_named_is_an_input_error(source: list[str] | None) -> None:
     with pytest.raises(InputError, match="set input to a scan or to a folder of scans"):

@@ -23,7 +23,6 @@ from dinomed.ops.ms_deform_attn_fused import locations_and_weights
 EMULATED = os.environ.get("DINOMED_EMULATED_CUDA")
 DEVICE = "cpu" if EMULATED else "cuda"
 pytestmark = [] if EMULATED else [pytest.mark.gpu]
-needs_gpu = pytest.mark.skipif(EMULATED is not None, reason="the emulation has neither streams nor devices")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,142 @@
+"""What the fused operator does at the edges: nothing to do, references that are no numbers, huge maps, odd strides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dinomed.ops import ms_deform_attn, ms_deform_attn_fused
+
+SHAPES = [(5, 4), (1, 1), (3, 2)]
+
+
+def make_inputs(batch: int = 2, queries: int = 6, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Values, reference points, offsets and logits."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch, 27, 3, 5), (batch, queries, 3, 2), (batch, queries, 3, 3, 4, 2), (batch, queries, 3, 3, 4)]
+    value, references, offsets, logits = (torch.randn(shape, generator=generator) for shape in shapes)
+    return [value.to(dtype), references.sigmoid(), 2 * offsets, logits]
+
+
+def run(inputs: list[Tensor]) -> Tensor:
+    return ms_deform_attn_fused(inputs[0], SHAPES, *inputs[1:])
+
+
+@pytest.mark.parametrize(("batch", "queries"), [(0, 6), (2, 0), (0, 0)])
+def test_the_fused_operator_passes_empty_batches_and_queries_with_zero_gradients(batch: int, queries: int) -> None:
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(batch, queries)]
+    output = run(inputs)
+    assert output.shape == (batch, queries, 15)
+    output.sum().backward()
+    for tensor in inputs:
+        assert tensor.grad.shape == tensor.shape
+        assert tensor.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("place", [float("inf"), -float("inf"), 1e30, -1e30])
+def test_a_reference_point_far_away_reads_zero_and_moves_nothing(place: float) -> None:
+    inputs = make_inputs()
+    inputs[1][1, 4] = place
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    output = run(inputs)
+    assert output[1, 4].eq(0).all()
+    assert output.isfinite().all()
+    output.sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in inputs)
+    assert inputs[2].grad[1, 4].eq(0).all()
+    assert inputs[0].grad.ne(0).any()
+
+
+def test_a_reference_point_that_is_no_number_spoils_its_query_only() -> None:
+    inputs = make_inputs()
+    clean = run(inputs)
+    inputs[1][1, 4, 1, 0] = float("nan")
+    spoiled = run(inputs)
+    assert spoiled[1, 4].isnan().all()
+    spoiled[1, 4] = clean[1, 4]
+    assert torch.equal(spoiled, clean)
+
+
+def test_a_logit_that_is_no_number_spoils_its_query_and_head_only() -> None:
+    inputs = make_inputs()
+    clean = run(inputs).view(2, 6, 3, 5)
+    inputs[3][0, 2, 1, 2, 3] = float("nan")
+    spoiled = run(inputs).view(2, 6, 3, 5)
+    assert spoiled[0, 2, 1].isnan().all()
+    spoiled[0, 2, 1] = clean[0, 2, 1]
+    assert torch.equal(spoiled, clean)
+
+
+def test_every_number_is_within_1e_5_of_the_double_reference_relative_to_what_was_summed() -> None:
+    value, references, offsets, logits = make_inputs(queries=200)
+    exact = run([tensor.double() for tensor in (value, references, offsets, logits)])
+    summed = run([value.abs().double(), references.double(), offsets.double(), logits.double()])
+    found = run([value, references, offsets, logits])
+    assert ((found - exact).abs() <= 1e-5 * summed + 1e-7).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-2)], ids=str)
+def test_half_precision_gradients_are_within_1e_2_of_the_double_reference(dtype: torch.dtype, tolerance: float) -> None:
+    half = [tensor.requires_grad_() for tensor in make_inputs(queries=50, dtype=dtype)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in half]
+    run(half).sum().backward()
+    run(exact).sum().backward()
+    for one, other in zip(half, exact, strict=True):
+        assert (one.grad.double() - other.grad).norm() <= tolerance * other.grad.norm()
+
+
+def test_gradients_that_arrive_strided_or_expanded_are_read_right() -> None:
+    inputs = [tensor.requires_grad_() for tensor in make_inputs()]
+    plain = torch.randn(2, 6, 15, generator=torch.Generator().manual_seed(1))
+    strided = plain.transpose(0, 2).contiguous().transpose(0, 2)
+    assert not strided.is_contiguous()
+    results = [torch.autograd.grad(run(inputs), inputs, gradient) for gradient in (plain, strided)]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    expanded = torch.ones(1, 1, 1).expand(2, 6, 15)
+    results = [torch.autograd.grad(run(inputs), inputs, gradient) for gradient in (expanded, expanded.contiguous())]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
+def test_gradients_beyond_two_gigabytes_of_values_land_where_they_belong() -> None:
+    height, width = 12000, 6000  # times 16 channels of bfloat16: 2.3e9 bytes, and as much for the gradient
+    value = torch.zeros(1, height * width, 1, 16, dtype=torch.bfloat16).requires_grad_()
+    references = torch.tensor([[(width - 0.5) / width, (height - 0.5) / height]])
+    offsets, logits = torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 1)
+    ms_deform_attn_fused(value, [(height, width)], references, offsets, logits).sum().backward()
+    torch.testing.assert_close(value.grad[0, -1, 0].float(), torch.ones(16), rtol=0.02, atol=0)
+    assert value.grad[0, : 2**20].eq(0).all()
+    assert value.grad[0, -(2**20) : -width - 2].eq(0).all()
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes_of_offsets_are_read_right() -> None:
+    queries, heads, points = 2_100_000, 8, 16  # times two coordinates of bfloat16: 2.15e9 bytes
+    value = torch.zeros(1, 12, heads, 1)
+    value[0, 5] = 1
+    offsets = torch.zeros(1, queries, heads, 1, points, 2, dtype=torch.bfloat16)
+    assert offsets.numel() * offsets.element_size() > 2**31
+    offsets[0, -1] = 100
+    references = torch.tensor([[1.5 / 4, 1.5 / 3]]).expand(queries, 2)
+    logits = torch.zeros(1, 1, 1, 1, 1, dtype=torch.bfloat16).expand(offsets.shape[:-1])
+    output = ms_deform_attn_fused(value, [(3, 4)], references, offsets, logits)
+    assert output[0, :-1].eq(1).all()
+    assert output[0, -1].eq(0).all()
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes_of_locations_are_read_right() -> None:
+    queries, heads, points = 4_300_000, 4, 16  # times two coordinates of float32: 2.2e9 bytes
+    value = torch.zeros(1, 12, heads, 1)
+    value[0, 5] = 1
+    locations = torch.empty(1, queries, heads, 1, points, 2)
+    locations[..., 0], locations[..., 1] = 1.5 / 4, 1.5 / 3
+    assert locations.numel() * locations.element_size() > 2**31
+    locations[0, -1] = 3
+    weights = torch.ones(1, 1, 1, 1, 1).expand(locations.shape[:-1])
+    output = ms_deform_attn(value, [(3, 4)], locations, weights)
+    assert output[0, :-1].eq(points).all()
+    assert output[0, -1].eq(0).all()

@@ -2,7 +2,8 @@
 
 The environment variable DINOMED_BUILD says what is compiled: `auto` (the default) tries the CPU library and goes on
 without it, saying so once; `none` compiles nothing; `cpu` and `cuda` (which is both) fail loudly where they cannot be
-built. PyTorch must be importable, so: `pip install --no-build-isolation .`, `python -m build --no-isolation`.
+built. PyTorch must be importable: an isolated build fetches it, `pip install --no-build-isolation .` and
+`python -m build --no-isolation` take the one that is there. CXX names the C++ compiler, if not g++ or clang++.
 TORCH_CUDA_ARCH_LIST says for which GPUs the CUDA library is compiled, as for PyTorch's own extensions.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +46,7 @@ def torch_folder() -> Path:
     """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        raise RuntimeError("PyTorch is not installed where this build runs (use --no-build-isolation)")
+        raise RuntimeError("PyTorch is not installed where this build runs")
     folder = Path(spec.origin).parent
     if not (folder / "include/torch/headeronly/version.h").is_file():
         raise RuntimeError(f"the PyTorch in {folder} has no headers of the stable ABI; PyTorch 2.11 or newer is needed")
@@ -88,7 +90,7 @@ class BuildLibraries(build_ext):
         if ext.name.endswith("_cuda"):
             libraries = ["-ltorch_cuda", "-lc10_cuda", *libraries, *cuda_runtime()]
         unfinished = target.with_name(target.name + ".new")
-        command = [compiler(), "-shared", *map(str, made), f"-L{folder / 'lib'}", *libraries, "-o", str(unfinished)]
+        command = [*compiler(), "-shared", *map(str, made), f"-L{folder / 'lib'}", *libraries, "-o", str(unfinished)]
         execute(command)
         unfinished.replace(target)  # a process may have the old library open
 
@@ -100,7 +102,7 @@ class BuildLibraries(build_ext):
             flags += INSTRUCTION_SETS[source.stem]
         else:
             flags += [TORCH_TARGET, "-isystem", str(torch / "include")]
-        execute([compiler(), *flags, "-c", str(source), "-o", str(made)])
+        execute([*compiler(), *flags, "-c", str(source), "-o", str(made)])
         return made
 
     def _compile_cuda(self, source: Path, objects: Path, torch: Path) -> Path:
@@ -140,15 +142,18 @@ def cuda_runtime() -> list[str]:
     return [f"-L{folder}", *own, "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
 
 
-def compiler() -> str:
-    """Name the C++ compiler.
+def compiler() -> list[str]:
+    """Name the C++ compiler, with what CXX puts before or after it.
 
     Raises:
-        RuntimeError: If there is none.
+        RuntimeError: If there is none, or not the one that CXX names.
     """
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
-        if name and shutil.which(name.split()[0]):
-            return name
+    named = shlex.split(os.environ.get("CXX", ""))
+    if named and shutil.which(named[0]) is None:
+        raise RuntimeError(f"the C++ compiler that CXX names was not found: {named[0]}")
+    for command in (named, ["g++"], ["clang++"]):
+        if command and shutil.which(command[0]):
+            return command
     raise RuntimeError("no C++ compiler was found (g++ 12 or clang++ 15, or newer)")
 
 

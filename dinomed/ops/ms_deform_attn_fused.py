@@ -69,11 +69,12 @@ def ms_deform_attn_fused(
 
 def _check_references(references: Tensor, logits: Tensor) -> None:
     batch, queries, _, levels, _ = logits.shape
+    # Comparisons one by one: PyTorch 2.11 compiles `size in (1, batch)` wrong for some sizes that it keeps free.
     fits = (
         references.dim() == 4
-        and references.shape[0] in (1, batch)
+        and (references.shape[0] == 1 or references.shape[0] == batch)
         and references.shape[1] == queries
-        and references.shape[2] in (1, levels)
+        and (references.shape[2] == 1 or references.shape[2] == levels)
         and references.shape[3] == 2
     )
     if not fits:

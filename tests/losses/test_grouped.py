@@ -71,3 +71,21 @@ def test_logits_need_groups_of_exactly_their_classes(groups: list[list[int]]) ->
 def test_loss_refuses_groups_with_gaps_or_repetitions(groups: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="class_groups must hold each class"):
         GroupedLoss(torch.nn.CrossEntropyLoss(), groups)
+
+
+def test_ignored_label_is_handed_on_as_it_is() -> None:
+    seen = []
+    labels = target()
+    labels[0, 0, 0] = 255
+    GroupedLoss(lambda x, y: seen.append(y) or x.sum(), GROUPS, ignore_index=255)(logits(), labels)
+    group_of = torch.tensor([0, 1, 2, 0, 2])
+    assert torch.equal(seen[0], torch.where(labels == 255, 255, group_of[labels % 255]))
+
+
+def test_labels_out_of_range_and_ignored_classes_are_refused() -> None:
+    loss = GroupedLoss(torch.nn.CrossEntropyLoss(), GROUPS)
+    for label in (-1, 5, 255):
+        with pytest.raises(ValueError, match=r"not in 0\.\.4"):
+            loss(logits(), target().fill_(label))
+    with pytest.raises(ValueError, match="ignore_index 4 is a class"):
+        GroupedLoss(torch.nn.CrossEntropyLoss(), GROUPS, ignore_index=4)

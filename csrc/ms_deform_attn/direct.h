@@ -66,7 +66,9 @@ bool forward_direct(const Problem& problem, const Inputs& in, S* output, const P
       for (int64_t level = 0; level < problem.levels; ++level) {
         for (int64_t p = 0; p < problem.points; ++p, ++i) {
           const T point_weight = scratch.products.weight[i];
-          if (scratch.products.x[i] + scratch.products.y[i] != scratch.products.x[i] + scratch.products.y[i]) {
+          // A point that is no number, or weighs none, spoils the sum even where none of its neighbours is in the map.
+          const T spoils = scratch.products.x[i] + scratch.products.y[i] + point_weight;
+          if (spoils != spoils) {
             for (int d = 0; d < depth; d += n) store(scratch.channels + d, splat<T>(__builtin_nan("")));
           }
           scratch.for_neighbours(problem, i, level, level_start, [&](int, int64_t element, T weight) {

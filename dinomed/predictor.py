@@ -6,15 +6,18 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from monai.bundle import ConfigParser
+from monai.inferers import Inferer
+from monai.transforms import Compose, Transform
 from torch import nn
 
 from dinomed.bundle.checkpoint import load_network
 from dinomed.bundle.config import config_file, overlay_file, own_error, read_configs, resolve
 from dinomed.bundle.locate import find_bundle, read_metadata
+from dinomed.bundle.settings import check_overlay, read_settings
 from dinomed.errors import BundleError, DinomedError, InputError
 from dinomed.inferers.precision import PRECISIONS, resolve_precision
 from dinomed.inferers.slices import PLANE_AXES
@@ -23,6 +26,8 @@ from dinomed.transforms.report import RunInfo, name_labels
 from dinomed.transforms.results import Prediction, ResultPaths, assemble_prediction
 
 __all__ = ["Prediction", "Predictor", "ResultPaths", "choose_device", "choose_planes"]
+
+Component = TypeVar("Component")
 
 
 class Predictor:
@@ -44,9 +49,9 @@ class Predictor:
         self.label_names = name_labels(resolve(parser, "label_names", root))
         self._parser = parser
         self._frame = None if "frame" not in parser else resolve(parser, "frame", root)
-        self._preprocessing = resolve(parser, "preprocessing", root)
-        self._inferer = resolve(parser, "inferer", root)
-        self._decide = resolve(parser, "decide", root)
+        self._preprocessing = _component(parser, root, "preprocessing", Compose)
+        self._inferer = _component(parser, root, "inferer", Inferer)
+        self._decide = _component(parser, root, "decide", Transform)
 
     @classmethod
     def from_bundle(
@@ -82,7 +87,7 @@ class Predictor:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"the batch size must be 1 or more, not {batch_size}")
         root = find_bundle(bundle)
-        files = [config_file(root, "inference"), *([overlay_file(root, overlay)] if overlay else [])]
+        files = [config_file(root, "inference"), *([] if overlay is None else [overlay_file(root, overlay)])]
         overrides: dict[str, Any] = {"device": chosen}
         if precision != "auto":
             overrides["precision"] = precision
@@ -93,9 +98,13 @@ class Predictor:
         if weights is not None:
             overrides["ckpt_path"] = str(Path(weights).expanduser())
         parser = read_configs(root, files, overrides)
+        if overlay is not None:
+            check_overlay(root, files[-1], parser)
+        settings = read_settings(parser, root)
         checkpoint = Path(str(resolve(parser, "ckpt_path", root)))
-        dtype = resolve_precision(str(resolve(parser, "precision", root)), chosen)
-        network = load_network(_network(parser, root), checkpoint, chosen)
+        dtype = resolve_precision(settings.precision, chosen)
+        preprocessing = _component(parser, root, "preprocessing", Compose)
+        network = load_network(_component(parser, root, "network_def", nn.Module), checkpoint, chosen)
         run = RunInfo(
             bundle=root.name,
             version=str(read_metadata(root).get("version", "")),
@@ -104,8 +113,9 @@ class Predictor:
             weights_sha256=file_sha256(checkpoint),
             device=str(chosen),
             precision=str(dtype).removeprefix("torch."),
-            planes=tuple(resolve(parser, "planes", root)),
-            preprocessing=tuple(describe_transforms(resolve(parser, "preprocessing", root))),
+            planes=settings.planes,
+            class_groups=settings.class_groups,
+            preprocessing=tuple(describe_transforms(preprocessing)),
         )
         return cls(root, parser, network, chosen, run)
 
@@ -199,11 +209,17 @@ def choose_planes(planes: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _network(parser: ConfigParser, root: Path) -> nn.Module:
-    network = resolve(parser, "network_def", root)
-    if not isinstance(network, nn.Module):
-        raise BundleError(f"network_def of the bundle {root.name} is no network but a {type(network).__name__}")
-    return network
+def _component(parser: ConfigParser, root: Path, key: str, kind: type[Component]) -> Component:
+    """Build an id of the config and check what it is, so that a wrong one is refused before a scan is read."""
+    component = resolve(parser, key, root)
+    if isinstance(component, kind) and not (isinstance(component, Compose) and len(component.transforms) < 2):
+        return component
+    wanted = (
+        "a Compose of the loading and at least one more transform"
+        if kind is Compose
+        else f"of the kind {kind.__name__}"
+    )
+    raise BundleError(f"{key} of the bundle {root.name} must be {wanted}, not {type(component).__name__}; correct it")
 
 
 def _timed(timings: dict[str, float | None], stage: str, work: Callable[[], Any]) -> Any:

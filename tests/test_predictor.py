@@ -59,7 +59,8 @@ def test_one_predictor_gives_the_same_labels_again(root: Path, scan: Path, tmp_p
 def test_report_describes_the_run(root: Path, scan: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_bundle(root, device="cpu", precision="bfloat16", planes="axial,coronal", overlay="brain")
     report = json.loads(predictor.segment(scan).save(tmp_path / "out").report.read_text())
-    assert report["run"] == {"device": "cpu", "precision": "bfloat16", "planes": ["axial", "coronal"]}
+    settings = {"precision": "bfloat16", "planes": ["axial", "coronal"], "class_groups": [[0], [1, 2]]}
+    assert report["run"] == {"device": "cpu", **settings}
     assert report["model"]["overlay"] == "brain"
     assert report["model"]["version"] == "0.2.0"
     assert len(report["model"]["weights_sha256"]) == 64
@@ -182,3 +183,43 @@ def test_gpu_agrees_with_cpu(root: Path, scan: Path) -> None:
     on_cpu = Predictor.from_bundle(root, device="cpu", precision="float32").segment(scan)
     assert on_gpu.run.device == "cuda"
     assert (on_gpu.labels == on_cpu.labels).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty; a config sets ids"),
+        ("[1, 2]", "holds a list; a config sets ids"),
+        ("a: b: c", "cannot be parsed"),
+        (
+            "batchsize: 3",
+            "sets 'batchsize', which no config of tiny_segmentation has or refers to; did you mean batch_",
+        ),
+        ("class_groups: 5", "class_groups must be null or a list of lists of outputs"),
+        ("class_groups: [[0], [1, 2]]", "has 3 label_names for 2 class_groups"),
+        ("label_names: {a: b}", "label_names must be a list of names, or names by label value"),
+        ("precision: half", "precision 'half' of tiny_segmentation is unknown; choose from auto, float32, bfloat16"),
+        ("planes: 3", "planes of tiny_segmentation must be a list of"),
+        ("planes: [axial, axial]", "planes of tiny_segmentation must be a list of"),
+        ("frame: 0.5", "frame of tiny_segmentation must be null or a number from 0 on, not 0.5"),
+        ("spacing_mm: -1", "spacing_mm must be positive"),
+        ("decide: null", "decide of the bundle tiny_segmentation must be of the kind Transform, not NoneType"),
+        ("inferer: 5", "inferer of the bundle tiny_segmentation must be of the kind Inferer, not int"),
+        ("preprocessing: []", "preprocessing of the bundle tiny_segmentation must be a Compose of the loading"),
+        ("preprocessing#transforms#3#gamma: x", "'preprocessing' of the bundle tiny_segmentation cannot be built"),
+    ],
+)
+def test_a_wrong_overlay_is_one_sentence_before_any_scan_is_read(
+    root: Path, tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(BundleError) as caught:
+        Predictor.from_bundle(root, overlay=tmp_path / "mine.yaml")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_overlay_may_add_what_it_refers_to_itself(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("coarse_mm: 3.0\nspacing_mm: '@coarse_mm'\n")
+    run = Predictor.from_bundle(root, overlay=tmp_path / "mine.yaml").run
+    assert run.preprocessing[1]["parameters"] == {"spacing_mm": 3.0}

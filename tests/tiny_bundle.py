@@ -82,6 +82,9 @@ save:
   device: '@device'
   precision: '@precision'
   planes: '@planes'
+  class_groups: '@class_groups'
+  frame: '@frame'
+  stage_times: '@stage_times'
   overwrite: '@overwrite'
 postprocessing:
   _target_: Compose
@@ -95,7 +98,9 @@ dataloader:
   dataset: '@dataset'
   batch_size: 1
   collate_fn: $monai.data.list_data_collate
-handlers: []
+stage_times:
+  _target_: dinomed.handlers.timings.StageTimes
+handlers: ['@stage_times']
 evaluator:
   _target_: SupervisedEvaluator
   device: '@device'

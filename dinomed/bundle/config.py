@@ -107,6 +107,22 @@ def overlay_file(root: Path, overlay: str | os.PathLike[str], program: str = "in
     )
 
 
+def load_config(path: Path) -> Mapping[Any, Any]:
+    """Read one config file as it is.
+
+    Raises:
+        BundleError: If it cannot be parsed, or is empty or no mapping.
+    """
+    try:
+        content = ConfigParser.load_config_file(str(path))
+    except Exception as error:  # YAML errors of many kinds: all the file's fault
+        raise BundleError(f"{path} cannot be parsed ({one_line(error)}); correct the file") from error
+    if not isinstance(content, Mapping) or not content:
+        found = "is empty" if not content else f"holds a {type(content).__name__}"
+        raise BundleError(f"{path} {found}; a config sets ids, one to a line, such as: batch_size: 4")
+    return content
+
+
 def read_configs(root: Path, files: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> ConfigParser:
     """Merge config files, later ones winning, with the metadata of the bundle.
 
@@ -118,6 +134,8 @@ def read_configs(root: Path, files: Sequence[Path], overrides: Mapping[str, Any]
     Raises:
         BundleError: If a file cannot be parsed or an override has no place.
     """
+    for path in files:
+        load_config(path)
     parser = ConfigParser()
     try:
         parser.read_config([str(path) for path in files])

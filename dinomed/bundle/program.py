@@ -12,6 +12,7 @@ from monai.bundle import ConfigWorkflow
 
 from dinomed.bundle.config import config_file, one_line, overlay_file, own_error, read_configs
 from dinomed.bundle.locate import METADATA, find_bundle
+from dinomed.bundle.settings import check_overlay
 from dinomed.errors import BundleError
 
 
@@ -37,8 +38,11 @@ def run_program(
     """
     root = find_bundle(bundle)
     files = [config_file(root, name) for name in configs]
-    files += [overlay_file(root, overlay, configs[-1]) for overlay in overlays]
+    laid_over = [overlay_file(root, overlay, configs[-1]) for overlay in overlays]
+    files += laid_over
     _check_settings(root, files, overrides or {})
+    for file in laid_over:
+        check_overlay(root, file, read_configs(root, files))
     settings = {"bundle_root": str(root), **(overrides or {})}
     try:
         workflow = ConfigWorkflow(
@@ -55,6 +59,15 @@ def run_program(
         workflow.run_id = "run"
     try:
         workflow.initialize()
+    except Exception as error:
+        own = own_error(error)
+        if own is not None:
+            raise own from None
+        raise BundleError(
+            f"the {configs[-1]} config of {root.name} cannot be built ({one_line(error)}); correct what --set or the "
+            "config says"
+        ) from error
+    try:
         workflow.run()
         workflow.finalize()
     except Exception as error:

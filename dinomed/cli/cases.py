@@ -71,9 +71,12 @@ def name_cases(paths: Sequence[Path]) -> list[Case]:
     Raises:
         VolumeError: If a path has no name at all.
     """
-    from dinomed.transforms.volume_folders import case_name
+    from dinomed.transforms.volume_folders import case_name, header_of
 
-    unique = list({os.path.realpath(path): path for path in paths}.values())
+    by_file: dict[str, Path] = {}
+    for path in paths:
+        by_file.setdefault(os.path.realpath(header_of(path)), path)
+    unique = list(by_file.values())
     plain = {path: case_name(path) for path in unique}
     whole = {path: path.name.replace(".", "_") for path in unique}  # for t1.nii and t1.nrrd in one folder
     names = dict(plain)

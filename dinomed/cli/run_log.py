@@ -101,8 +101,10 @@ class RunLog:
         """Take in a case and say in one line how it ended."""
         from tqdm import tqdm
 
+        from dinomed.transforms.volume_checks import shown
+
         self.results.append(result)
-        line = f"[{len(self.results)}/{self.total}] {result.case or result.input}: {result.status}"
+        line = f"[{len(self.results)}/{self.total}] {shown(result.case or result.input)}: {result.status}"
         if result.status == "done":
             line += f" in {result.seconds:.1f} s"
         if result.message:
@@ -122,7 +124,7 @@ class RunLog:
         return {
             "schema": SCHEMA,
             "model": self.run.model(),
-            "run": {"device": self.run.device, "precision": self.run.precision, "planes": list(self.run.planes)},
+            "run": self.run.settings(),
             "cases": [
                 {key: _printable(value) for key, value in asdict(result).items() if key != "users_fault"}
                 for result in self.results

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if not cases:
         raise InputError("\ndinomed: ".join(each.reason for each in refused))
 
+    check_inputs_stay(cases, output)
+
     from dinomed.predictor import Predictor
 
     predictor = Predictor.from_bundle(
@@ -102,6 +105,22 @@ def check_output(folder: Path) -> None:
         raise OutputError(
             f"{folder} cannot take the results ({error.strerror or error}); give --output a folder you may write to"
         ) from error
+
+
+def check_inputs_stay(cases: Sequence[Case], output: Path) -> None:
+    """Refuse a run whose results would replace one of its scans, such as t1_seg.nii.gz given beside t1.nii.gz.
+
+    Raises:
+        OutputError: If one would.
+    """
+    from dinomed.transforms.prediction import ResultPaths
+    from dinomed.transforms.volume_checks import shown
+
+    scans = {os.path.realpath(case.path) for case in cases}
+    for case in cases:
+        result = ResultPaths.of(output, case.name).labels
+        if os.path.realpath(result) in scans:
+            raise OutputError(f"{shown(result)} is a scan of this run and the result of another; change --output")
 
 
 def segment_case(
@@ -147,23 +166,31 @@ def is_done(predictor: Predictor, case: Case, output: Path, frame: int | None) -
     Raises:
         OutputError: If there are results of another scan or model, which must not be lost.
     """
-    from dinomed.transforms.prediction import ResultPaths, read_report
+    from dinomed.transforms.prediction import ResultPaths, finish_stopped, read_report
     from dinomed.transforms.provenance import scan_sha256
+    from dinomed.transforms.report import deciding, planned
+    from dinomed.transforms.volume_checks import shown
 
+    finish_stopped(output, case.name)
     paths = ResultPaths.of(output, case.name)
     existing = paths.existing()
     if not existing:
         return False
-    report = read_report(paths.report) or {}
+    report = read_report(paths.report)
     try:
         checksum = scan_sha256(case.path)
     except OSError as error:
         raise InputError(f"{case.path} cannot be read ({error.strerror}); check the path and your rights") from error
-    earlier = (report.get("input") or {}, report.get("model"), (report.get("run") or {}).get("planes"))
-    same_scan = checksum is not None and earlier[0].get("sha256") == checksum and earlier[0].get("frame") == frame
-    if not same_scan or earlier[1:] != (predictor.run.model(), list(predictor.run.planes)):
+    wanted = deciding(planned(predictor.run, predictor.label_names, checksum, frame))
+    if checksum is None or report is None:
+        differs = "this scan" if report is not None else "dinomed"
+    else:
+        earlier = deciding(report)
+        names = {"input": "this scan", "model": "this model", "labels": "these labels"}
+        differs = next((names.get(key, f"the same {key}") for key in wanted if earlier[key] != wanted[key]), "")
+    if differs:
         raise OutputError(
-            f"{existing[0]} exists already and is not known to come from this scan and model; "
+            f"{shown(existing[0])} exists already and is not known to come from {differs}; "
             "pass --overwrite, or choose another output folder"
         )
     return len(existing) == 3

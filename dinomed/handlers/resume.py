@@ -133,6 +133,7 @@ class ResumableCheckpoint:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             saved = content["fingerprint"]
             state = {name: content[name] for name in ("iteration", "epoch", "best_metric", "best_metric_epoch")}
+            optimizer, scheduler, random_state = (content[name] for name in ("optimizer", "scheduler", "random"))
         except Exception as error:  # a damaged file makes torch.load raise almost anything
             raise WeightsError(
                 f"{self.path}: the checkpoint is damaged ({type(error).__name__}); delete it to start anew"
@@ -153,10 +154,16 @@ class ResumableCheckpoint:
             raise WeightsError(
                 f"{self.path}: was written by a run of another network; choose another output_dir to start anew"
             ) from error
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(content["scheduler"])
-        restore_random_states(content["random"])
+        try:
+            self.optimizer.load_state_dict(optimizer)
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(scheduler)
+            restore_random_states(random_state)
+        except Exception as error:  # what was saved by another optimiser or version fails in many ways
+            raise WeightsError(
+                f"{self.path}: the state of its optimiser, schedule or random numbers does not fit this run "
+                f"({type(error).__name__}); choose another output_dir to start anew"
+            ) from error
         for name, value in state.items():
             setattr(engine.state, name, value)
         logger.info("continuing from %s after epoch %d", self.path, content["epoch"])

@@ -15,11 +15,15 @@ class Decoder(Protocol):
     """What a segmenter needs of a decoder.
 
     Attributes:
+        channels: Channels of the maps that it was made for.
+        strides: Their strides.
         out_channels: Channels of its result.
         head_kernel_size: Kernel size of the convolution to logits, odd.
         logits_resize: How the logits reach the image's size.
     """
 
+    channels: Sequence[int]
+    strides: Sequence[int]
     out_channels: int
     head_kernel_size: int
     logits_resize: LogitsResize
@@ -38,13 +42,20 @@ class Segmenter(nn.Module):
         num_classes: Number of classes, the background included.
 
     Raises:
-        ValueError: If there is no class.
+        ValueError: If there is no class, or the decoder was made for other maps than the backbone gives.
     """
 
     def __init__(self, backbone: Backbone, decoder: Decoder, num_classes: int) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} leaves nothing to decide; give 1 or more")
+        for name in ("channels", "strides"):
+            made_for, given = getattr(decoder, name), getattr(backbone, name)
+            if tuple(made_for) != tuple(given):
+                raise ValueError(
+                    f"the decoder was made for {name} {tuple(made_for)}, the backbone gives {tuple(given)}; build it "
+                    f"with {name}=backbone.{name}"
+                )
         self.backbone = backbone
         self.decoder = decoder
         kernel_size = decoder.head_kernel_size

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from dinomed.errors import WeightsError
 
@@ -41,11 +42,28 @@ def read_weights(path: Path) -> Mapping[str, object]:
         raise damaged(path, error) from error
     except Exception as error:  # damaged files fail in many ways, all of them the file's fault
         raise damaged(path, error) from error
+    _check_kinds(path, content)
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise WeightsError(
             f"{path} holds a {type(content).__name__}, not a dictionary of named tensors: save a network's state_dict"
         )
     return content
+
+
+def _check_kinds(path: Path, content: object) -> None:
+    """Refuse tensors that are no plain numbers in memory, wherever they lie in the file."""
+    pending = [("", content)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += [(str(key), inner) for key, inner in value.items()]
+        elif isinstance(value, Tensor):
+            plain = value.layout is torch.strided and value.device.type != "meta"
+            if not plain or value.is_quantized or value.is_complex():
+                raise WeightsError(
+                    f"{path} holds a tensor that is sparse, quantised, complex or without values ({name}): "
+                    "save the network's state_dict with dense real numbers"
+                )
 
 
 def damaged(path: Path, error: Exception) -> WeightsError:

@@ -23,11 +23,15 @@ from torch import Tensor
 
 from dinomed.errors import VolumeError
 from dinomed.transforms.resampling import WEIGHT_LEVELS, NativeBlock, axis_taps, resample_axis, taps_from
+from dinomed.transforms.volume_checks import physical_memory_bytes, times
 
 SAME_SPACING = 1e-3
 """Relative difference of voxel sizes below which an axis is not resampled."""
 
 LARGEST_GRID_VOXELS = 2**31
+
+BYTES_PER_NETWORK_VOXEL = 16
+"""float32, a copy of it while resampling, and the uint8 probabilities of eight classes."""
 
 Affine = npt.NDArray[np.float64]
 
@@ -283,7 +287,8 @@ class ToNetworkGridd(MapTransform):
         """Return a copy of the dictionary with the listed images on the network grid.
 
         Raises:
-            VolumeError: If an image's affine cannot be inverted or its voxel sizes are absurd.
+            VolumeError: If an image's affine cannot be inverted, its voxel sizes are absurd, or its network grid does
+                not fit the memory.
             ValueError: If an image is no MetaTensor (C, X, Y, Z).
         """
         out = dict(data)
@@ -295,6 +300,7 @@ class ToNetworkGridd(MapTransform):
             native_affine = np.asarray(image.affine, dtype=np.float64)
             try:
                 grid = plan_network_grid((x, y, z), native_affine, self.spacing_mm)
+                self._check_memory(grid)
             except VolumeError as error:
                 raise VolumeError(f"{image.meta.get('filename_or_obj', key)}: {error}") from error
             meta = dict(image.meta)
@@ -304,3 +310,12 @@ class ToNetworkGridd(MapTransform):
             meta["affine"] = torch.from_numpy(grid.network_affine(native_affine))
             out[key] = MetaTensor(values, meta=meta)
         return out
+
+    def _check_memory(self, grid: GridMap) -> None:
+        needed, memory = BYTES_PER_NETWORK_VOXEL * prod(grid.shape), physical_memory_bytes()
+        if memory is not None and needed > memory:
+            raise VolumeError(
+                f"{times(grid.native_shape)} voxels become {times(grid.shape)} of {self.spacing_mm} mm, which takes "
+                f"{needed / 1e9:.0f} GB where this machine has {memory / 1e9:.0f} GB; check the voxel sizes in the "
+                "header, crop the scan, or use a larger machine"
+            )

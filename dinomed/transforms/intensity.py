@@ -170,6 +170,7 @@ class _MapIntensities(MapTransform):
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__(keys, allow_missing_keys)
+        function(torch.linspace(0.0, 1.0, 3))  # wrong settings are refused here, not at the first scan
         self.function = function
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -2,10 +2,13 @@
 
 `<case>_seg.nii.gz`, `<case>_seg.json` and `<case>_seg.png` are made in a hidden folder beside their destination and
 renamed when all three are complete; the report comes last, so that a report is never there without the other two.
+Where a run is stopped between these renames, the next one that looks for the case finishes them.
 """
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import os
 import shutil
@@ -25,6 +28,12 @@ from dinomed.transforms.provenance import scan_sha256
 from dinomed.transforms.report import RunInfo, build_report, count_voxels, label_table, to_text, warnings_of
 from dinomed.transforms.volume_checks import cause_of, shown
 from dinomed.transforms.volumes import Grid, case_name, write_labels
+
+PARTIAL, WHOLE = ".partial", ".whole"
+"""Endings of the hidden folder of a case while it is filled, and once all three results in it are complete."""
+
+ABANDONED_S = 900.0
+"""Age after which a folder that is still being filled, which takes seconds, belongs to a run that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,7 @@ def write_results(prediction: Prediction, folder: str | os.PathLike[str], overwr
     """
     paths = ResultPaths.of(folder, prediction.case)
     started_s = time.perf_counter()
+    finish_stopped(folder, prediction.case)
     existing = paths.existing()
     if existing and not overwrite:
         raise OutputError(
@@ -140,9 +150,10 @@ def write_results(prediction: Prediction, folder: str | os.PathLike[str], overwr
             prediction.timings_s["write"] = time.perf_counter() - started_s
             report = build_report(prediction, paths, checksum)
             (stage / paths.report.name).write_text(to_text(report), encoding="utf-8")
-            paths.report.unlink(missing_ok=True)
-            for path in (paths.picture, paths.labels, paths.report):
-                os.replace(stage / path.name, path)
+            for path in paths.existing():
+                if path.is_dir():
+                    raise IsADirectoryError(f"{shown(path)} is a folder")
+            _move(stage.rename(stage.with_suffix(WHOLE)), paths)
     except (OSError, OutputError) as error:
         reason = error.__cause__ if isinstance(error, OutputError) and error.__cause__ else error
         raise OutputError(
@@ -150,6 +161,38 @@ def write_results(prediction: Prediction, folder: str | os.PathLike[str], overwr
             "check the permissions and the free space, or choose another output folder"
         ) from error
     return paths
+
+
+def _move(stage: Path, paths: ResultPaths) -> None:
+    """Put staged results in their places, the report last; what an earlier try has moved already stays there."""
+    if (stage / paths.labels.name).exists():  # the old report must not stand beside the new label map
+        paths.report.unlink(missing_ok=True)
+    for path in (paths.picture, paths.labels, paths.report):
+        if (stage / path.name).exists():
+            os.replace(stage / path.name, path)
+    stage.rmdir()
+
+
+def finish_stopped(folder: str | os.PathLike[str], case: str) -> None:
+    """Clear up after runs that were stopped while they wrote a case: whole results are put in place, others removed.
+
+    A folder that was filled a moment ago may belong to a running process and is left alone.
+
+    Raises:
+        OutputError: If the folder cannot be changed.
+    """
+    paths = ResultPaths.of(folder, case)
+    try:
+        for stage in sorted(Path(folder).glob(f"{glob.escape(_stage_prefix(case))}*")):
+            if stage.suffix == WHOLE:
+                _move(stage, paths)
+            elif stage.suffix == PARTIAL and time.time() - stage.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(
+            f"{shown(Path(folder))}: what a stopped run left of {shown(case)} cannot be put in place "
+            f"({cause_of(error)}); check the permissions, or choose another output folder"
+        ) from error
 
 
 def _scan_sha256(path: Path) -> str | None:
@@ -174,13 +217,18 @@ def _draw(prediction: Prediction, path: Path) -> None:
 
 @contextmanager
 def _staging(folder: Path, case: str) -> Iterator[Path]:
-    """Give a hidden folder on the same disk and remove it in the end, whatever happens."""
+    """Give a hidden folder on the same disk; it is removed in the end, unless its results were about to be moved."""
     folder.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{case[:60]}_seg.", suffix=".partial", dir=folder))
+    stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(case), suffix=PARTIAL, dir=folder))
     try:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _stage_prefix(case: str) -> str:
+    digest = hashlib.sha256(os.fsencode(case)).hexdigest()[:12]
+    return f".{digest}_seg."
 
 
 def read_report(report_path: Path) -> dict[str, Any] | None:

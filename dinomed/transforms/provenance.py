@@ -20,7 +20,7 @@ from dinomed.transforms.dicom_series import is_dicom_file
 
 CHUNK_BYTES = 1 << 20
 DETACHED_HEADERS = (".hdr", ".hdr.gz", ".img", ".img.gz", ".mhd", ".nhdr")
-OWN_AFFAIR = ("self", "keys", "allow_missing_keys")
+OWN_AFFAIR = ("self", "keys", "frame", "allow_missing_keys")
 """Constructor arguments that say which item a transform works on, not what it does."""
 
 

@@ -39,6 +39,7 @@ class RunInfo:
     precision: str | None = None
     planes: tuple[str, ...] = ()
     preprocessing: tuple[Mapping[str, Any], ...] = ()
+    class_groups: tuple[tuple[int, ...], ...] | None = None
 
     def model(self) -> dict[str, Any]:
         """Return what identifies the model, as the report holds it."""
@@ -49,6 +50,47 @@ class RunInfo:
             "weights_file": self.weights_file,
             "weights_sha256": self.weights_sha256,
         }
+
+    def settings(self) -> dict[str, Any]:
+        """Return how the model was run, as the report holds it."""
+        groups = None if self.class_groups is None else [list(group) for group in self.class_groups]
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "planes": list(self.planes),
+            "class_groups": groups,
+        }
+
+
+def deciding(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick from a report what decides the voxels of a label map; equal answers mean that nothing needs to be redone.
+
+    File names, the name of an overlay, the device and versions of software are left out.
+    """
+    sections = (report.get(name) for name in ("input", "model", "run"))
+    scan, model, run = (section if isinstance(section, Mapping) else {} for section in sections)
+    labels = report.get("labels")
+    rows = [row for row in labels if isinstance(row, Mapping)] if isinstance(labels, list) else []
+    return {
+        "input": [scan.get("sha256"), scan.get("frame")],
+        "model": [model.get(name) for name in ("bundle", "version", "weights_sha256")],
+        "run": [run.get(name) for name in ("precision", "planes", "class_groups")],
+        "preprocessing": report.get("preprocessing"),
+        "labels": {row.get("value"): row.get("name") for row in rows},
+    }
+
+
+def planned(run: RunInfo, label_names: Mapping[int, str], checksum: str | None, frame: int | None) -> dict[str, Any]:
+    """Return as much of a case's report as is known before the case is done: all that `deciding` looks at."""
+    sections = {
+        "input": {"sha256": checksum, "frame": frame},
+        "model": run.model(),
+        "run": run.settings(),
+        "preprocessing": list(run.preprocessing),
+        "labels": [{"value": value, "name": name} for value, name in label_names.items()],
+    }
+    clean: dict[str, Any] = to_json(sections)
+    return clean
 
 
 def name_labels(names: Mapping[Any, Any] | Sequence[str]) -> dict[int, str]:
@@ -133,7 +175,7 @@ def build_report(prediction: Prediction, paths: ResultPaths, checksum: str | Non
             "picture": shown(paths.picture.name),
         },
         "model": run.model(),
-        "run": {"device": run.device, "precision": run.precision, "planes": list(run.planes)},
+        "run": run.settings(),
         "software": software_versions(),
         "preprocessing": list(run.preprocessing),
         "grid": _grid(prediction.labels.shape, affine) | {"affine": affine.tolist()},

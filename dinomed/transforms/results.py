@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ from dinomed.transforms.report import RunInfo, name_labels
 from dinomed.transforms.volumes import read_grid
 
 __all__ = ["Prediction", "ResultPaths", "SaveSegmentationd", "assemble_prediction", "write_results"]
+
+
+class StageTimes(Protocol):
+    """Seconds that the stages before took."""
+
+    timings_s: dict[str, float | None]
+
+    def lap(self, stage: str) -> None:
+        """Note that a stage has ended."""
+        ...
 
 
 class SaveSegmentationd(MapTransform):
@@ -37,7 +47,9 @@ class SaveSegmentationd(MapTransform):
         device: Where the network ran.
         precision: How it computed, as a word or a dtype.
         planes: Planes that it saw.
+        class_groups: Outputs of the network that make each label; None where each is a label.
         frame: Frame of a 4-D scan.
+        stage_times: What measured the stages before, such as `dinomed.handlers.timings.StageTimes`.
         allow_missing_keys: Leave out keys that are absent instead of raising.
     """
 
@@ -56,7 +68,9 @@ class SaveSegmentationd(MapTransform):
         device: Any = None,
         precision: str | torch.dtype | None = None,
         planes: Sequence[str] | str | None = None,
+        class_groups: Sequence[Sequence[int]] | None = None,
         frame: int | None = None,
+        stage_times: StageTimes | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -65,6 +79,7 @@ class SaveSegmentationd(MapTransform):
         self.label_names = name_labels(label_names)
         self.overwrite = overwrite
         self.frame = frame
+        self.stage_times = stage_times
         weights = Path(weights_path) if weights_path is not None else None
         self.run = RunInfo(
             bundle=bundle_name,
@@ -75,14 +90,18 @@ class SaveSegmentationd(MapTransform):
             device=None if device is None else str(device),
             precision=to_json(precision),
             planes=tuple(planes.split(",")) if isinstance(planes, str) else tuple(planes or ()),
+            class_groups=None if class_groups is None else tuple(tuple(group) for group in class_groups),
             preprocessing=tuple(describe_transforms(preprocessing_summary)),
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the three results of each key and pass the data on unchanged."""
+        if self.stage_times is not None:
+            self.stage_times.lap("labels")
+        timings_s = None if self.stage_times is None else self.stage_times.timings_s
         for key in self.key_iterator(dict(data)):
             prediction = assemble_prediction(
-                data[self.image_key], data[key], self.label_names, self.run, frame=self.frame
+                data[self.image_key], data[key], self.label_names, self.run, frame=self.frame, timings_s=timings_s
             )
             write_results(prediction, self.output_dir, self.overwrite)
         return dict(data)

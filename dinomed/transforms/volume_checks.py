@@ -5,6 +5,7 @@ Every refusal is a `VolumeError` of one sentence: the file, what is wrong with i
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ SPACING_LIMITS_MM = (0.05, 50.0)
 EXTENT_LIMIT_MM = 3000.0
 # Volume spanned by the directions of the voxel axes: 1 for right angles, 0.87 for a gantry tilt of 30 degrees.
 SKEW_LIMIT = 0.1
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 COPY_AGAIN = "copy or download it again, or export it again"
 
 
@@ -53,11 +55,13 @@ def cause_of(error: BaseException) -> str:
 
 
 def physical_memory_bytes() -> int | None:
-    """Memory of the machine, or None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
+    """Memory of the machine, or of the container where that has less; None where the system does not tell."""
+    sizes = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        sizes.append(int(CONTAINER_LIMIT.read_text()))
+    return min(sizes, default=None)
 
 
 def check_memory(path: str | os.PathLike[str], shape: tuple[int, ...]) -> None:

@@ -34,6 +34,14 @@ def is_volume_path(path: str | os.PathLike[str]) -> bool:
     return path.is_file() and (bool(_suffix(path, SCAN_SUFFIXES)) or is_dicom_file(path))
 
 
+def header_of(path: Path) -> Path:
+    """Give the header of a pair whose voxels are named, such as x.hdr for x.img; any other path is given back."""
+    suffix = _suffix(path, SCAN_SUFFIXES)
+    stem = path.name[: len(path.name) - len(suffix)]
+    headers = [path.with_name(stem + header) for header in PAIRS.get(suffix, ())]
+    return next((header for header in headers if header.is_file()), path)
+
+
 def find_volumes(folder: str | os.PathLike[str]) -> list[Path]:
     """Find the scans in a folder and in the folders directly inside it, sorted by path.
 

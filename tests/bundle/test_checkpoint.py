@@ -153,3 +153,20 @@ def test_code_in_a_file_is_never_run(plain: bool, tmp_path: Path, monkeypatch: p
     with pytest.raises(WeightsError, match=r"model\.pt"):
         load_network(make_network(), "model.pt")
     assert not Path("trapped").exists()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: value.to_sparse(),
+        lambda value: value.to(torch.complex64),
+        lambda value: value.to("meta"),
+        lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(
+    make: Callable[[torch.Tensor], torch.Tensor], state: dict, tmp_path: Path
+) -> None:
+    torch.save({"state_dict": state | {"0.bias": make(state["0.bias"])}}, tmp_path / "odd.pt")
+    with pytest.raises(WeightsError, match=r"odd\.pt"):
+        load_network(make_network(), tmp_path / "odd.pt")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 from tiny_bundle import make_scan
 
@@ -78,3 +80,13 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: py
     cases, refused = find_cases([""])
     assert cases == []
     assert "empty name" in refused[0].reason
+
+
+def test_a_pair_and_a_link_given_with_their_file_count_once(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Pair(np.random.default_rng(0).random((6, 5, 4)), np.eye(4)), tmp_path / "pair.hdr")
+    scan = make_scan(tmp_path / "t1.nii.gz")
+    (tmp_path / "link.nii.gz").symlink_to(scan)
+    inputs = [str(tmp_path / name) for name in ("pair.img", "pair.hdr", "t1.nii.gz", "link.nii.gz")]
+    cases, refused = find_cases(inputs)
+    assert [case.name for case in cases] == ["pair", "t1"]
+    assert refused == []

@@ -250,3 +250,84 @@ def test_four_dimensional_scans_need_a_frame(
     assert segment(scan, extra=("--frame", "2")) == 0
     assert json.loads((tmp_path / "out" / "a_seg.json").read_text())["input"]["frame"] == 2
     assert segment(scan, extra=("--frame", "1")) == 2  # results of another frame
+
+
+@pytest.mark.parametrize(
+    "text", ["label_names: [background, rind, seed]", "spacing_mm: 2.5", "precision: bfloat16", "planes: [coronal]"]
+)
+def test_results_made_with_other_settings_are_not_taken_either(segment: Segment, tmp_path: Path, text: str) -> None:
+    scan = make_scan(tmp_path / "a.nii.gz")
+    assert segment(scan) == 0
+    (tmp_path / "mine.yaml").write_text(text)
+    assert segment(scan, extra=("--overlay", str(tmp_path / "mine.yaml"))) == 2
+    assert "exists already and is not known to come from" in summary(tmp_path / "out")["cases"][0]["message"]
+
+
+@pytest.mark.parametrize("report", ["{}", '{"input": "x", "labels": 3}', "[]", "no JSON"])
+def test_a_report_of_something_else_is_no_reason_to_fail(segment: Segment, tmp_path: Path, report: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_seg.json").write_text(report)
+    assert segment(make_scan(tmp_path / "a.nii.gz")) == 2
+    assert "exists already and is not known to come from" in summary(tmp_path / "out")["cases"][0]["message"]
+    assert (tmp_path / "out" / "a_seg.json").read_text() == report
+
+
+def test_a_run_whose_results_would_replace_its_own_scans_is_refused(
+    segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = [make_scan(tmp_path / "out" / name) for name in ("t1.nii.gz", "t1_seg.nii.gz")]
+    before = scans[1].read_bytes()
+    assert segment(*scans, extra=("--overwrite",)) == 2
+    assert "is a scan of this run and the result of another" in capsys.readouterr().err
+    assert scans[1].read_bytes() == before
+
+
+def test_a_run_stopped_between_two_renames_is_finished_by_the_next(
+    segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dinomed.transforms import prediction as prediction_module
+
+    scan, real, moved = make_scan(tmp_path / "a.nii.gz"), prediction_module.os.replace, []
+
+    def stop_after_one(source: Any, target: Any) -> None:
+        final = Path(target).parent == tmp_path / "out" and "_seg." in Path(target).name
+        if final and moved:
+            raise KeyboardInterrupt
+        real(source, target)
+        moved.extend([target] if final else [])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_module.os, "replace", stop_after_one)
+        assert segment(scan) == 130
+    assert [path.suffix for path in moved] == [".png"]
+    assert segment(scan) == 0
+    assert summary(tmp_path / "out")["cases"][0]["status"] == "skipped"
+    assert results(tmp_path / "out") == sorted([*of_case("a"), "summary.json"])
+
+
+def test_what_a_killed_run_left_is_cleared_away_unless_it_is_fresh(segment: Segment, tmp_path: Path) -> None:
+    import os
+    import time
+
+    from dinomed.transforms.prediction import ABANDONED_S, PARTIAL, _stage_prefix
+
+    for age_s, name in ((ABANDONED_S + 60, "old"), (0, "fresh")):
+        folder = tmp_path / "out" / f"{_stage_prefix('a')}{name}{PARTIAL}"
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - age_s, time.time() - age_s))
+    assert segment(make_scan(tmp_path / "a.nii.gz")) == 0
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == [f"{_stage_prefix('a')}fresh{PARTIAL}"]
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "png", "json"])
+def test_a_folder_in_place_of_a_result_leaves_nothing_behind(segment: Segment, tmp_path: Path, ending: str) -> None:
+    (tmp_path / "out" / f"a_seg.{ending}" / "inner").mkdir(parents=True)
+    assert segment(make_scan(tmp_path / "a.nii.gz"), extra=("--overwrite",)) == 2
+    assert results(tmp_path / "out") == [f"a_seg.{ending}", "summary.json"]
+    assert "is a folder" in summary(tmp_path / "out")["cases"][0]["message"]
+
+
+def test_long_names_that_are_no_ascii_are_written(segment: Segment, tmp_path: Path) -> None:
+    name = "ä" * 110
+    assert segment(make_scan(tmp_path / f"{name}.nii.gz")) == 0
+    assert results(tmp_path / "out") == sorted([*of_case(name), "summary.json"])

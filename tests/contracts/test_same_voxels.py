@@ -13,6 +13,7 @@ from tiny_bundle import make_bundle, make_scan
 
 from dinomed import Predictor
 from dinomed.cli.main import main
+from dinomed.transforms.report import deciding
 
 
 def run_bundle(root: Path, scan: Path, output: Path, *overlays: str) -> None:
@@ -52,6 +53,9 @@ def assert_same(ways: dict[str, Path], case: str, labels: int) -> None:
         np.testing.assert_array_equal(image.affine, maps[0].affine)
         assert image.header == maps[0].header
     reports = [json.loads((folder / f"{case}_seg.json").read_text()) for folder in ways.values()]
+    for report in reports:
+        assert all(report["timings_s"][stage] > 0 for stage in ("load", "infer", "labels", "write"))
+        assert deciding(report) == deciding(reports[0])
     for report in reports[1:]:
         assert report["labels"] == reports[0]["labels"]
         assert report["grid"] == reports[0]["grid"]

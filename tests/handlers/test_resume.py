@@ -292,3 +292,20 @@ def test_best_score_is_known_after_resuming(tmp_path: Path) -> None:
     again.run()
     assert again.state.best_metric == 0.7
     assert again.state.best_metric_epoch == 1
+
+
+@pytest.mark.parametrize("part", ["optimizer", "scheduler", "random"])
+@pytest.mark.parametrize("content", [None, {}, "missing"])
+def test_a_checkpoint_without_a_sound_state_is_one_sentence(tmp_path: Path, part: str, content: Any) -> None:
+    path = tmp_path / "checkpoint.pt"
+    build(path, epochs=1)[0].run()
+    saved = torch.load(path, weights_only=True)
+    if content == "missing":
+        del saved[part]
+    elif content is None or part != "scheduler":  # a schedule without entries loads as it is
+        saved[part] = content
+    else:
+        saved[part] = 5
+    torch.save(saved, path)
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt: .*to start anew"):
+        build(path, epochs=1)[0].run()

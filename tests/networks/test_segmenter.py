@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dinomed.networks import DINOv3Adapter, Segmenter, create_backbone
 from dinomed.networks.blocks import LogitsResize
-from dinomed.networks.decoders import UNetDecoder, UNetFullDecoder
+from dinomed.networks.decoders import LinearDecoder, UNetDecoder, UNetFullDecoder
 
 NUM_CLASSES = 3
 KINDS = ["unet", "adapter_unet_full", "convnext_unet_full"]
@@ -206,3 +206,10 @@ def test_no_class_at_all_is_refused() -> None:
     vit = create_backbone("dinov3_vit_tiny16", embed_dim=64, depth=4, num_heads=2)
     with pytest.raises(ValueError, match="num_classes=0"):
         Segmenter(vit, UNetDecoder(vit.channels, vit.strides), 0)
+
+
+def test_a_decoder_made_for_other_maps_is_refused() -> None:
+    vit = create_backbone("dinov3_vit_tiny16", embed_dim=64, depth=4, num_heads=2)
+    for decoder in (UNetDecoder([32] * 4, vit.strides), LinearDecoder(vit.channels, [8] * 4)):
+        with pytest.raises(ValueError, match=r"the decoder was made for (channels|strides) .* build it with"):
+            Segmenter(vit, decoder, 2)

@@ -14,6 +14,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from dinomed.errors import VolumeError
+from dinomed.transforms import geometry
 from dinomed.transforms.geometry import (
     ToNetworkGridd,
     closest_canonical,
@@ -266,3 +267,12 @@ def test_six_stored_voxel_orders_of_one_brain_meet_on_the_network_grid(data_dir:
     for order, (volume, affine) in values.items():
         assert torch.equal(volume, reference), order
         np.testing.assert_allclose(affine, reference_affine, atol=1e-3)
+
+
+def test_a_network_grid_larger_than_the_memory_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry, "physical_memory_bytes", lambda: 40 * 40 * 40 * 16)
+    scan = MetaTensor(torch.rand(1, 10, 10, 10), affine=torch.diag(torch.tensor([4.0, 4, 4, 1])))
+    assert ToNetworkGridd("image", 1.0)({"image": scan})["image"].shape == (1, 40, 40, 40)
+    scan.affine = torch.diag(torch.tensor([4.0, 4, 4.2, 1]))
+    with pytest.raises(VolumeError, match=r"10 x 10 x 10 voxels become 40 x 40 x 42 of 1\.0 mm, which takes"):
+        ToNetworkGridd("image", 1.0)({"image": scan})

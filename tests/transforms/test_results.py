@@ -98,7 +98,7 @@ def test_report_holds_what_the_documentation_promises(scan: Path, tmp_path: Path
     assert report["input"] == {"name": scan.name, "format": "nifti", "frame": None, "sha256": scan_sha256(scan)}
     assert report["model"]["bundle"] == "tiny"
     assert report["model"]["weights_sha256"] == "ab" * 32
-    assert report["run"] == {"device": "cpu", "precision": "float32", "planes": ["axial"]}
+    assert report["run"] == {"device": "cpu", "precision": "float32", "planes": ["axial"], "class_groups": None}
     assert report["grid"]["shape"] == list(SHAPE)
     assert report["grid"]["affine"] == pytest.approx(AFFINE)
     assert report["network_grid"]["spacing_mm"] == pytest.approx([1.0, 1.0, 1.0])

@@ -50,6 +50,7 @@ class DPTDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_lengths(channels, strides)
+        self.channels, self.strides = tuple(channels), tuple(strides)
         if len(project_channels) != len(channels):
             raise ValueError(
                 f"DPTDecoder got {len(channels)} maps but {len(project_channels)} project_channels; give one for each "

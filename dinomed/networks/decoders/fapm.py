@@ -143,6 +143,7 @@ class FAPMDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_lengths(channels, strides)
+        self.channels, self.strides = tuple(channels), tuple(strides)
         check_strides("FAPMDecoder", strides, (4, 8, 16, 32), "wrap a ViT backbone in DINOv3Adapter")
         if len(set(channels)) != 1:
             raise ValueError(

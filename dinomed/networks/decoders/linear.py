@@ -39,6 +39,7 @@ class LinearDecoder(nn.Module):
     def __init__(self, channels: Sequence[int], strides: Sequence[int], norm_layer: NormLayer = nn.BatchNorm2d) -> None:
         super().__init__()
         check_lengths(channels, strides)
+        self.channels, self.strides = tuple(channels), tuple(strides)
         if not strides or any(stride % strides[0] != 0 for stride in strides):
             raise ValueError(
                 f"LinearDecoder needs maps whose strides are multiples of the first, not {tuple(strides)}; "

@@ -44,6 +44,7 @@ class PrimusDecoder(nn.Module):
     def __init__(self, channels: Sequence[int], strides: Sequence[int], norm_layer: NormLayer = LayerNorm2d) -> None:
         super().__init__()
         check_lengths(channels, strides)
+        self.channels, self.strides = tuple(channels), tuple(strides)
         if len(set(strides)) != 1 or strides[0] < 2 or strides[0] & (strides[0] - 1):
             raise ValueError(
                 f"PrimusDecoder needs maps at one stride that is a power of two but got {tuple(strides)}; "

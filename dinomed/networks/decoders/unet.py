@@ -58,6 +58,7 @@ class UNetDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_lengths(channels, strides)
+        self.channels, self.strides = tuple(channels), tuple(strides)
         fix = "use a ViT backbone with four tapped layers (layers=...), or UNetFullDecoder for strides (4, 8, 16, 32)"
         check_strides("UNetDecoder", strides, (16, 16, 16, 16), fix)
         width = channels[0]

@@ -65,6 +65,7 @@ class UNetFullDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_lengths(channels, strides)
+        self.channels, self.strides = tuple(channels), tuple(strides)
         fix = "wrap a ViT backbone in DINOv3Adapter, or use a ConvNeXt backbone"
         check_strides("UNetFullDecoder", strides, (4, 8, 16, 32), fix)
         if len(decoder_channels) != 4:

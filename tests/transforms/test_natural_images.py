@@ -41,8 +41,8 @@ def test_lossless_webp_and_fine_jpeg_are_read(tmp_path: Path) -> None:
 
 
 def test_first_picture_of_several_is_read(tmp_path: Path) -> None:
-    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
     for name, kind in (("a.jpg", "MPO"), ("a.tif", "TIFF"), ("a.webp", "WEBP")):
+        first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
         first.save(tmp_path / name, format=kind, save_all=True, append_images=[second])
         np.testing.assert_allclose(read_pixels(tmp_path / name)[4, 4], (255, 0, 0), atol=6)
 

@@ -1,12 +1,16 @@
-"""What the fused operator does at the edges: nothing to do, references that are no numbers, huge maps, odd strides."""
+"""What the operators do at the edges: nothing to do, numbers that are none, tiny and huge maps, odd strides."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dinomed.ops import ms_deform_attn, ms_deform_attn_fused
+from dinomed.ops.ms_deform_attn_fused import locations_and_weights
 
 SHAPES = [(5, 4), (1, 1), (3, 2)]
 
@@ -98,6 +102,81 @@ def test_gradients_that_arrive_strided_or_expanded_are_read_right() -> None:
     results = [torch.autograd.grad(run(inputs), inputs, gradient) for gradient in (expanded, expanded.contiguous())]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def split() -> tuple[list[int], list[int]]:
+    return [height for height, _ in SHAPES], [width for _, width in SHAPES]
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_single_precision_is_within_1e_5_of_the_published_numbers(kernel: str, golden_dir: Path, case: int) -> None:
+    arrays = load_file(golden_dir / "ms_deform_attn.safetensors")
+    prefix = f"case{case}."
+    names = ("value", "sampling_locations", "attention_weights")
+    inputs = [arrays[prefix + name].float().requires_grad_() for name in names]
+    shapes = [tuple(shape) for shape in arrays[prefix + "spatial_shapes"].tolist()]
+    output = ms_deform_attn(inputs[0], shapes, inputs[1], inputs[2])
+    output.backward(arrays[prefix + "grad_output"].float())
+    expected = [arrays[f"{prefix}{name}"] for name in ("output", *(f"grad_{name}" for name in names))]
+    for one, other in zip((output, *(tensor.grad for tensor in inputs)), expected, strict=True):
+        assert (one.double() - other).norm() <= 1e-5 * other.norm()
+
+
+@pytest.mark.parametrize("queries", [40, 1], ids=["packed", "direct"])
+def test_a_weight_that_is_no_number_spoils_its_query_and_head_even_outside_the_map(kernel: str, queries: int) -> None:
+    value, locations = torch.ones(1, 49, 2, 12), torch.full((1, queries, 2, 1, 4, 2), 0.5)
+    weights = torch.ones(locations.shape[:-1])
+    locations[0, 0, 1, 0, 3] = 7
+    weights[0, 0, 1, 0, 3] = float("nan")
+    output = ms_deform_attn(value, [(7, 7)], locations, weights).view(queries, 2, 12)
+    assert output[0, 1].isnan().all()
+    assert output[0, 0].eq(4).all()
+    assert output[1:].eq(4).all()
+
+
+def test_a_map_of_one_pixel_fades_to_zero_half_a_map_beyond_its_edge(kernel: str) -> None:
+    places = torch.tensor([[0.5, 0.5], [0.0, 0.5], [0.0, 0.0], [1.0, 1.25], [1.5, 0.5], [-0.5, 0.5]])
+    value, weights = torch.full((1, 1, 1, 3), 8.0), torch.ones(1, 6, 1, 1, 1)
+    output = ms_deform_attn(value, [(1, 1)], places.view(1, 6, 1, 1, 1, 2), weights)
+    assert output[0, :, 0].tolist() == [8, 4, 2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("shapes", [[(0, 4), (2, 2)], [(3, 0), (0, 5)], []], ids=str)
+def test_maps_without_pixels_count_nothing(kernel: str, shapes: list[tuple[int, int]]) -> None:
+    pixels, levels = sum(height * width for height, width in shapes), len(shapes)
+    given = [torch.ones(2, pixels, 3, 5), torch.zeros(2, 7, 3, levels, 4, 2), torch.zeros(2, 7, 3, levels, 4)]
+    given = [tensor.requires_grad_() for tensor in given]
+    output = ms_deform_attn_fused(given[0], shapes, torch.full((7, 2), 0.5), *given[1:])
+    assert output.detach().eq(0.5 if pixels else 0).all()
+    output.sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in given)
+
+
+@pytest.mark.parametrize(("heads", "depth", "points"), [(0, 5, 4), (3, 0, 4), (3, 5, 0)])
+def test_no_heads_channels_or_points_give_zeros_with_zero_gradients(heads: int, depth: int, points: int) -> None:
+    given = [torch.ones(2, 20, heads, depth), torch.rand(2, 7, heads, 1, points, 2), torch.ones(2, 7, heads, 1, points)]
+    given = [tensor.requires_grad_() for tensor in given]
+    output = ms_deform_attn(given[0], [(5, 4)], *given[1:])
+    assert output.shape == (2, 7, heads * depth)
+    output.sum().backward()
+    assert all(tensor.grad.eq(0).all() for tensor in given)
+
+
+def test_gradients_of_the_plain_operator_match_finite_differences(kernel: str) -> None:
+    value, references, offsets, logits = (tensor.double() for tensor in make_inputs(batch=1, queries=3))
+    places = locations_and_weights(value, *split(), references, offsets, logits)
+    given = [tensor.requires_grad_() for tensor in (value, *places)]
+    assert torch.autograd.gradcheck(lambda v, p, w: ms_deform_attn(v, SHAPES, p, w), given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_four_operators_pass_every_check_of_pytorch(kernel: str, dtype: torch.dtype) -> None:
+    value, references, offsets, logits = make_inputs(dtype=dtype)
+    places = locations_and_weights(value, *split(), references, offsets, logits)
+    gradient = torch.randn(2, 6, 15).to(dtype)
+    for name, rest in (("ms_deform_attn", places), ("ms_deform_attn_fused", (references, offsets, logits))):
+        torch.library.opcheck(getattr(torch.ops.dinomed, name), (value, *split(), *rest))
+        torch.library.opcheck(getattr(torch.ops.dinomed, name + "_backward"), (gradient, value, *split(), *rest))
 
 
 @pytest.mark.slow

@@ -1,1 +1,36 @@
-"""Metrics: pure functions with thin modules around them."""
+"""Metrics: pure functions with thin modules around them.
+
+In a bundle they are named by their class, as in `_target_: dinomed.metrics.SegmentationScores`.
+"""
+
+from dinomed.metrics.native_size import labels_at_size
+from dinomed.metrics.overlap import (
+    LabelDice,
+    SegmentationScores,
+    class_accuracies,
+    confusion_matrix,
+    dice_scores,
+    group_confusion,
+    iou_scores,
+    pixel_accuracy,
+    segmentation_scores,
+)
+from dinomed.metrics.surface import hausdorff_distances, surface_dice
+from dinomed.metrics.volumes import VolumeScores, volume_scores
+
+__all__ = [
+    "LabelDice",
+    "SegmentationScores",
+    "VolumeScores",
+    "class_accuracies",
+    "confusion_matrix",
+    "dice_scores",
+    "group_confusion",
+    "hausdorff_distances",
+    "iou_scores",
+    "labels_at_size",
+    "pixel_accuracy",
+    "segmentation_scores",
+    "surface_dice",
+    "volume_scores",
+]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from dinomed.data.datasets.coco import CocoSegmentation
 from dinomed.data.datasets.image_dataset import ImageDataset, Problem, counts_of
 from dinomed.errors import InputError
-from dinomed.transforms.natural_images import read_pixels, size_difference
+from dinomed.transforms.image_reading import read_pixels, size_difference
 
 MOST_NAMED = 5
 LARGEST_SHARE = 0.9

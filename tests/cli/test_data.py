@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,14 @@ def test_odd_names_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str
         save(tmp_path / name, noise(0))
     assert main(["data", "check", str(tmp_path)]) == 2
     assert f"{tmp_path / 'ü b$.png'} has the same pixels as {tmp_path / 'a b.png'}" in capsys.readouterr().out
+
+
+def test_the_check_needs_neither_torch_nor_monai(tmp_path: Path, repository: Path) -> None:
+    make_masks(tmp_path)
+    code = (
+        "import sys\nfrom dinomed.cli.main import main\n"
+        f"status = main(['data', 'check', {str(tmp_path)!r}])\n"
+        "print(status, [name for name in ('torch', 'monai') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"

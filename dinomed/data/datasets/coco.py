@@ -15,7 +15,7 @@ from dinomed.data.datasets.coco_file import CocoFile, CocoImage, read_coco_file
 from dinomed.data.datasets.coco_masks import MaskCache, draw_label_map
 from dinomed.data.datasets.image_dataset import ImageDataset, LabelReading, Problem
 from dinomed.errors import InputError
-from dinomed.transforms.natural_images import IGNORE_INDEX
+from dinomed.transforms.image_reading import IGNORE_INDEX
 
 ClassSource = Literal["auto", "coco", "file"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinomed.errors import InputError
-from dinomed.transforms.natural_images import IGNORE_INDEX, read_label_map
+from dinomed.transforms.image_reading import IGNORE_INDEX, read_label_map
 
 Task = Literal["segmentation", "classification", "unlabelled"]
 ProblemKind = Literal[

@@ -10,7 +10,7 @@ from typing import Any
 
 from dinomed.data.datasets.image_dataset import Problem
 from dinomed.errors import InputError
-from dinomed.transforms.natural_images import IMAGE_SUFFIXES
+from dinomed.transforms.image_reading import IMAGE_SUFFIXES
 
 
 def is_image_name(name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dinomed.data.datasets.image_dataset import ImageDataset, LabelReading
 from dinomed.data.datasets.image_files import pair_by_name
-from dinomed.transforms.natural_images import IGNORE_INDEX
+from dinomed.transforms.image_reading import IGNORE_INDEX
 
 
 class ImageMaskFolder(ImageDataset):

@@ -13,7 +13,7 @@ from typing import Any
 from dinomed.data.datasets.image_dataset import ImageDataset, LabelReading, Problem, Task
 from dinomed.data.datasets.image_files import is_image_name
 from dinomed.errors import InputError
-from dinomed.transforms.natural_images import IGNORE_INDEX
+from dinomed.transforms.image_reading import IGNORE_INDEX
 
 DELIMITERS = (",", ";", "\t")
 

@@ -40,7 +40,7 @@ def load_network(
     if not file.is_file():
         raise WeightsError(
             f"{file}: there is no such weights file; download the weights or train the bundle, or name another file "
-            "(--weights)"
+            "(--weights, or ckpt_path of the config)"
         )
     if _starts_with(file, LFS_START):
         raise WeightsError(

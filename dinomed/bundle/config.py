@@ -189,6 +189,8 @@ def own_error(error: BaseException) -> DinomedError | None:
 
 def one_line(error: BaseException) -> str:
     """Return an error's text on one line, its kind in front where the text alone says little."""
-    cause = error.__cause__ if error.__cause__ is not None and "instantiate" in str(error) else error
+    cause = error  # MONAI wraps what a component raises, once for each component and expression around it
+    while cause.__cause__ is not None and str(cause).startswith(("Failed to instantiate", "Failed to evaluate")):
+        cause = cause.__cause__
     text = " ".join(str(cause).split()).rstrip(".")
     return f"{type(cause).__name__}: {text}"[:400] if text else type(cause).__name__

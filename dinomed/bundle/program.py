@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from monai.bundle import ConfigWorkflow
 from dinomed.bundle.config import config_file, one_line, overlay_file, own_error, read_configs
 from dinomed.bundle.locate import METADATA, find_bundle
 from dinomed.bundle.settings import check_overlay
-from dinomed.errors import BundleError
+from dinomed.errors import BundleError, DinomedError, OutputError
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def run_program(
@@ -71,17 +74,36 @@ def run_program(
         workflow.run()
         workflow.finalize()
     except Exception as error:
-        own = own_error(error)
+        own = own_error(error) or _fault_of_settings(error)
         if own is None:
             raise
         raise own from None
+
+
+def _fault_of_settings(error: BaseException) -> DinomedError | None:
+    """Tell settings that show their fault only in the run, which our own code refuses with a ValueError, from bugs."""
+    while error.__cause__ is not None:
+        if str(error).startswith("Failed to instantiate"):
+            return BundleError(
+                f"a component cannot be built ({one_line(error)}); correct what --set or the config says"
+            )
+        error = error.__cause__
+    if isinstance(error, OSError) and error.filename:
+        return OutputError(f"{error.filename} cannot be used ({error.strerror}); check output_dir and the rights there")
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, ValueError) and frames and Path(frames[-1].filename).is_relative_to(PACKAGE):
+        return BundleError(f"the run stopped: {one_line(error)}; correct what --set or the config says")
+    return None
 
 
 def _check_settings(root: Path, files: Sequence[Path], overrides: Mapping[str, Any]) -> None:
     """Refuse to set ids that are not there, which MONAI would accept without effect."""
     parser = read_configs(root, files)
     for key in overrides:
-        if key in parser:
+        parent, _, name = key.replace("::", "#").rpartition("#")
+        # An argument that a component does not have yet is refused or taken when the component is built.
+        takes_arguments = bool(name and parent) and parent in parser and isinstance(parser[parent], Mapping)
+        if key in parser or (takes_arguments and "_target_" in parser[parent]):
             continue
         close = difflib.get_close_matches(key, [name for name in parser.get() if name != "_meta_"], n=1)
         hint = f"did you mean {close[0]}?" if close else "see the config for its ids"

@@ -125,6 +125,8 @@ class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
             raise ValueError(f"slices_per_item {slices_per_item} is no multiple of slices_per_scan {slices_per_scan}")
         if unknown := set(planes) - set(PLANE_AXES):
             raise ValueError(f"planes {sorted(unknown)} are unknown; choose from {sorted(PLANE_AXES)}")
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"sizes must be one or more in-plane sizes in voxels, not {sizes}")
         if not label_maps:
             raise InputError("there are no label maps to draw from; set dataset_dir to the folder that holds them")
         self.classes = [read_classes(Path(path)) for path in label_maps]

@@ -74,9 +74,14 @@ class ClipGradients:
     Args:
         network: whose gradients.
         max_norm: largest 2-norm.
+
+    Raises:
+        ValueError: if `max_norm` is no positive number.
     """
 
     def __init__(self, network: nn.Module, max_norm: float) -> None:
+        if isinstance(max_norm, str) or not max_norm > 0:
+            raise ValueError(f"max_norm must be a positive number, not {max_norm!r}")
         self.network = network
         self.max_norm = max_norm
 

@@ -57,6 +57,12 @@ def test_a_wrong_setting_is_one_sentence(root: Path, capsys: pytest.CaptureFixtu
     assert "has no id 'max_epoch'; did you mean max_epochs?" in capsys.readouterr().err
 
 
+def test_an_argument_may_be_given_to_a_component(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", NAME, "--set", "network_def#bias=false"]) == 0
+    assert main(["train", NAME, "--set", "network_def#bios=false"]) == 2
+    assert "unexpected keyword argument 'bios'" in capsys.readouterr().err
+
+
 def test_errors_of_ours_inside_a_bundle_keep_their_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_scan(root / "scans" / "a.nii.gz")
     (root / "models" / "model.pt").unlink()
@@ -67,11 +73,40 @@ def test_errors_of_ours_inside_a_bundle_keep_their_sentence(root: Path, capsys: 
     assert "Traceback" not in error
 
 
-def test_other_errors_inside_a_bundle_are_told_by_their_cause(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", NAME, "--set", "output_file=/nowhere/at/all.txt"]) == 1
+def test_other_errors_inside_a_bundle_are_told_by_their_cause(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.yaml").write_text("run: ['$1 / 0']\n")
+    assert main(["train", NAME, "--overlay", str(tmp_path / "broken.yaml")]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("dinomed: internal error, please report it: FileNotFoundError")
-    assert "/nowhere/at/all.txt" in last
+    assert last.startswith("dinomed: internal error, please report it: ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("output_file=/nowhere/at/all.txt", "/nowhere/at/all.txt cannot be used (No such file or directory)"),
+        ("device=tpu", "the train config of tiny_segmentation cannot be built (RuntimeError: Expected one of cpu"),
+        ("gradient_norm=-1", "(ValueError: max_norm must be a positive number, not -1); correct what --set or"),
+        ("refused=true", "the run stopped: ValueError: num_classes=0 leaves nothing to decide"),
+    ],
+)
+def test_settings_that_fail_while_building_or_running_are_the_users(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, words: str
+) -> None:
+    (tmp_path / "more.yaml").write_text(
+        "imports: [$import torch, $import monai, $import dinomed.networks as networks]\n"
+        "gradient_norm: 1.0\nrefused: false\n"
+        "clip: {_target_: dinomed.handlers.optimisation.ClipGradients, network: '@network_def', max_norm: "
+        "'@gradient_norm'}\n"
+        "initialize: ['$torch.device(@device)', '$@clip']\n"
+        "run: ['$@refused and networks.Segmenter(None, None, 0)', '$@train#trainer.run()', "
+        "'$open(@output_file, \"w\").close()']\n"
+    )
+    assert main(["train", NAME, "--overlay", str(tmp_path / "more.yaml"), "--set", setting]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("dinomed: ")
+    assert words in error
 
 
 def test_settings_are_python_literals_or_text() -> None:

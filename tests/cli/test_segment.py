@@ -331,3 +331,10 @@ def test_long_names_that_are_no_ascii_are_written(segment: Segment, tmp_path: Pa
     name = "ä" * 110
     assert segment(make_scan(tmp_path / f"{name}.nii.gz")) == 0
     assert results(tmp_path / "out") == sorted([*of_case(name), "summary.json"])
+
+
+def test_an_output_that_no_disk_can_name_is_one_sentence(
+    segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert segment(make_scan(tmp_path / "a.nii.gz"), output="x" * 300) == 2
+    assert "cannot take the results (File name too long)" in capsys.readouterr().err

@@ -156,6 +156,8 @@ def test_numbers_that_do_not_fit_are_refused(maps: list[Path]) -> None:
         make(maps, slices_per_item=5)
     with pytest.raises(ValueError, match="planes \\['oblique'\\] are unknown"):
         make(maps, planes=("oblique",))
+    with pytest.raises(ValueError, match="sizes must be one or more in-plane sizes"):
+        make(maps, sizes=[])
     with pytest.raises(InputError, match="no label maps to draw from"):
         make([])
 

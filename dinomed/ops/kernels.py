@@ -18,15 +18,18 @@ _FOLDER = Path(__file__).parent
 _NAME = "_ms_deform_attn_{}.abi3.so"
 _libraries: dict[str, ctypes.CDLL] = {}
 _reasons: dict[str, str] = {}
+_widest: str | None = None  # the instruction set that the machine itself chose
 
 
 def load_kernels() -> None:
     """Load the libraries that are there and keep the reason for every other."""
+    global _widest
     wanted = os.environ.get("DINOMED_CPU_KERNEL") or None
     if wanted == "none":
         _reasons["CPU"] = "DINOMED_CPU_KERNEL=none"
     else:
         _load("CPU")
+        _widest = cpu_kernel()
         if wanted is not None:
             select_cpu_kernel(wanted)
     if torch.version.cuda is None:
@@ -89,10 +92,11 @@ def _name_cpu_kernel(wanted: str | None) -> str | None:
 
 
 def kernel_status() -> dict[str, str]:
-    """Say for CPU and CUDA which kernel of deformable attention is in use, and why no compiled one."""
+    """Say for CPU and CUDA which kernel of deformable attention is in use, and why that one or no compiled one."""
     status = {}
     for device in ("CPU", "CUDA"):
-        detail = f" ({cpu_kernel()})" if device == "CPU" else ""
+        why = "the widest that this machine runs" if cpu_kernel() == _widest else f"chosen in place of {_widest}"
+        detail = f" ({cpu_kernel()}, {why})" if device == "CPU" else ""
         compiled = device in _libraries
         if compiled and device == "CUDA" and not torch.cuda.is_available():
             detail = ", unused, since PyTorch finds no GPU"

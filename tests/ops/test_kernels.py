@@ -269,6 +269,13 @@ def test_status_names_a_kernel_or_a_reason_for_each_device() -> None:
         assert sentence.startswith(("compiled kernel", "plain PyTorch, since "))
 
 
+def test_status_says_why_an_instruction_set_is_in_use(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_widest", kernel)
+    assert kernels.kernel_status()["CPU"] == f"compiled kernel ({kernel}, the widest that this machine runs)"
+    monkeypatch.setattr(kernels, "_widest", "another")
+    assert kernels.kernel_status()["CPU"] == f"compiled kernel ({kernel}, chosen in place of another)"
+
+
 class Library:
     """A CUDA library that says what it found when it was loaded."""
 

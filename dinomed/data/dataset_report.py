@@ -22,7 +22,7 @@ MOST_LINES = 20
 """Findings of one kind that the text names; the JSON has all."""
 
 MOST_BARS = 160
-BAR_COLOUR, PICTURES_COLOUR = "#0072B2", "#E69F00"
+BAR_COLOUR = "#0072B2"
 
 
 def to_report(path: str, checks: Sequence[SplitCheck]) -> dict[str, Any]:
@@ -152,8 +152,9 @@ def draw_balance(report: dict[str, Any], path: Path) -> None:
         axes.margins(y=0.01)
         if any(each["share"] for each in rows):
             axes.set_xscale("symlog", linthresh=0.01)
+            axes.set_xlim(0.0, 500.0 * max(each["share"] for each in rows))  # five times the longest: room for words
         unit = "labelled pixels" if split["task"] == "segmentation" else "pictures"
-        axes.set_xlabel(f"% of {unit}")
+        axes.set_xlabel(f"% of {unit}, logarithmic; beside it the number of pictures with the class")
         title = f"{split['layout']} {split['split']}".strip().replace("$", r"\$")
         axes.set_title(f"{title}: {split['images']} pictures, {len(split['classes'])} classes", fontsize=10)
         for place, each in enumerate(rows):

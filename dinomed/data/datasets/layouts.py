@@ -101,7 +101,8 @@ def _mask_folders(place: Path) -> tuple[str, str] | None:
     """Return the names of the folders of pictures and of label maps below a folder."""
     for images in IMAGE_FOLDERS:
         for masks in MASK_FOLDERS:
-            if (place / images).is_dir() and (place / masks).is_dir() and _holds_images(place / masks):
+            # Label maps that are all missing are a finding; folders of other files, such as boxes as text, are not.
+            if (place / images).is_dir() and (place / masks).is_dir() and _may_hold_images(place / masks):
                 return images, masks
     return None
 
@@ -119,6 +120,11 @@ def _holds_images(folder: Path) -> bool:
     return any(is_image_name(name) for _, _, names in os.walk(folder) for name in names)
 
 
+def _may_hold_images(folder: Path) -> bool:
+    """Whether a folder holds pictures, or nothing at all."""
+    return _holds_images(folder) or not any(names for _, _, names in os.walk(folder))
+
+
 def _chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
 
@@ -131,10 +137,10 @@ def _open_ade20k(place: Path, options: dict[str, Any]) -> list[ImageDataset]:
         raise InputError(f"{place} has no folder images; ADE20K's layout is images/training and annotations/training")
     opened: list[ImageDataset] = []
     for folder in sorted(each for each in (place / "images").iterdir() if each.is_dir()):
-        if (place / "annotations" / folder.name).is_dir():
-            opened.append(ADE20KFolder(place, folder.name, **kept))
-        else:
+        if folder.name.startswith("test") and not (place / "annotations" / folder.name).is_dir():
             opened.append(UnlabelledImages(folder, split=folder.name))
+        else:
+            opened.append(ADE20KFolder(place, folder.name, **kept))
     return opened
 
 

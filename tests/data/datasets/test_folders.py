@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from monai.data import Dataset
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose
 from picture_sets import labels_of, make_ade20k, make_masks, noise, save
 
 from dinomed.data.datasets import ADE20KFolder, ImageFolder, ImageMaskFolder, UnlabelledImages
 from dinomed.data.datasets.class_names import ADE20K_CLASSES
 from dinomed.errors import InputError
+from dinomed.transforms.augmentation import load_preset
 from dinomed.transforms.natural_images import LoadImageRGBd, LoadLabelMapd
 
 
@@ -180,3 +182,14 @@ def test_items_are_copies_and_slices_are_lists(tmp_path: Path) -> None:
     assert [item["name"] for item in dataset[:1]] == ["a 1"]
     with pytest.raises(InputError, match="has no label maps"):
         UnlabelledImages(tmp_path).label_map(0)
+
+
+def test_batches_for_training_come_from_worker_processes(tmp_path: Path) -> None:
+    dataset = ADE20KFolder(make_ade20k(tmp_path))
+    loading = [LoadImageRGBd(), LoadLabelMapd(reduce_zero_label=True), load_preset("natural", size=(16, 16))]
+    loader = DataLoader(Dataset(dataset, Compose(loading)), batch_size=2, num_workers=1)
+    (batch,) = list(loader)
+    assert batch["image"].shape == (2, 3, 16, 16)
+    assert batch["label"].shape == (2, 1, 16, 16)
+    assert set(batch["label"].unique().tolist()) <= {0, 1, 149, 255}
+    assert batch["name"] == ["a 1", "b"]

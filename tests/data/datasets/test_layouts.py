@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,22 @@ def test_ade20k_opens_every_split_and_unlabelled_ones_too(tmp_path: Path) -> Non
     save(make_ade20k(tmp_path) / "images/testing/x.jpg", noise(5))
     assert opened(tmp_path) == [("unlabelled", "testing", 1), ("ade20k", "training", 2), ("ade20k", "validation", 1)]
     assert opened(tmp_path, split="validation") == [("ade20k", "validation", 1)]
+
+
+def test_ade20k_without_a_folder_of_label_maps_is_no_test_set(tmp_path: Path) -> None:
+    shutil.rmtree(make_ade20k(tmp_path) / "annotations" / "validation")
+    with pytest.raises(InputError, match=r"there is no folder .*annotations/validation"):
+        open_datasets(tmp_path)
+
+
+def test_a_folder_of_masks_that_are_all_missing_is_not_taken_for_unlabelled(tmp_path: Path) -> None:
+    make_masks(tmp_path)
+    for path in (tmp_path / "masks").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=r"p0\.jpg has no label map"):
+        open_datasets(tmp_path)
+    (tmp_path / "masks" / "p0.txt").write_text("0 0.5 0.5 1 1")  # boxes of a detector
+    assert opened(tmp_path) == [("unlabelled", "", 3)]
 
 
 def test_coco_is_recognised_by_its_file_or_its_folder(tmp_path: Path) -> None:

@@ -179,8 +179,8 @@ class ConfusionMetric(Metric):
     def update(self, output: tuple[Any, Any]) -> None:
         """Add label maps or logits: a tensor or a list of tensors for each side."""
         predicted, reference = output
-        if isinstance(predicted, Tensor):
-            predicted, reference = ([predicted], [reference]) if not self.from_logits else (predicted, reference)
+        if isinstance(predicted, Tensor) and not self.from_logits:  # logits come as a batch, and are taken case by case
+            predicted, reference = [predicted], [reference]
         for one, other in zip(predicted, reference, strict=True):
             given, wanted = (torch.as_tensor(labels).as_subclass(Tensor) for labels in (one, other))
             if self.from_logits:

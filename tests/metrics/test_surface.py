@@ -146,19 +146,14 @@ def test_ignored_voxels_may_hold_any_prediction() -> None:
 
 
 def test_surface_that_only_the_ignored_region_cuts_does_not_count() -> None:
-    reference = torch.zeros(12, 12, dtype=torch.int64)
-    reference[2:10, 2:12] = 1
-    predicted = reference.clone()
-    predicted[2] = 0  # the upper side is off by one
-    whole = float(surface_dice(predicted, reference, 2, (1, 1), 0.5)[1])
+    reference, predicted = torch.zeros(12, 12, dtype=torch.int64), torch.zeros(12, 12, dtype=torch.int64)
+    reference[2:10, 2:12], predicted[3:9, 3:12] = 1, 1  # one voxel smaller on each side that shows
     reference[:, 6:] = 255
-    part = float(surface_dice(predicted, reference, 2, (1, 1), 0.5, ignore_index=255)[1])
-    # Left half: sides of 7 and 8 elements, upper and lower ones of 4 (less what touches the ignored columns).
-    assert 0 < part < 1
-    assert part != pytest.approx(whole, abs=1e-3)
-    cut = torch.where(reference == 255, 0, reference)
-    counted_as_surface = float(surface_dice(torch.where(reference == 255, 0, predicted), cut, 2, (1, 1), 0.5)[1])
-    assert part < counted_as_surface  # the cut agrees in both maps by construction
+    cut = [torch.where(reference == 255, 0, labels) for labels in (predicted, reference)]
+    assert float(surface_dice(*cut, 2, (1, 1), 0.5)[1]) > 0  # where the region cuts, both maps agree by construction
+    assert float(surface_dice(predicted, reference, 2, (1, 1), 0.5, ignore_index=255)[1]) == 0.0
+    assert float(hausdorff_distances(*cut, 2, (1, 1), percentile=0)[1]) == 0.0
+    assert float(hausdorff_distances(predicted, reference, 2, (1, 1), 0, ignore_index=255)[1]) == 1.0
 
 
 def test_class_that_lies_in_ignored_voxels_alone_is_absent() -> None:

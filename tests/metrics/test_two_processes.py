@@ -81,7 +81,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, repository: Path) -> 
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=300) for process in running]
+    outputs = [process.communicate(timeout=600) for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
     two = json.loads(outputs[0][0])
     one = [metric.compute() for metric in count(range(CASES), range(CASES))]

@@ -136,20 +136,28 @@ def check_item(dataset: ImageDataset, index: int) -> ItemCheck:
 def _check_label_map(dataset: ImageDataset, index: int, found: ItemCheck) -> None:
     """Read or draw a label map, compare its size and count its labels."""
     item = dataset.items[index]
-    file = item["label"]
-    try:
-        if isinstance(dataset, CocoSegmentation):
+    if isinstance(dataset, CocoSegmentation):
+        image = dataset.images[index]
+        # The stated size may be anything, so it is compared before so much is drawn.
+        if not _differs(found, (image.height, image.width), f"{dataset.source}: {item['name']}"):
             labels, areas = dataset.draw(index)
-            found.invisible = areas.count(0)
-            file = f"{dataset.source}: {item['name']}"
-        else:
-            labels = dataset.label_map(index)
-    except InputError as error:
-        found.problems.append(_unreadable(file, error))
+            found.counts, found.invisible = counts_of(labels), areas.count(0)
         return
-    if found.size is not None and labels.shape != found.size:
-        found.problems.append(Problem("size mismatch", file, size_difference("", labels.shape, found.size).strip()))
+    try:
+        labels = dataset.label_map(index)
+    except InputError as error:
+        found.problems.append(_unreadable(item["label"], error))
+        return
+    _differs(found, labels.shape, item["label"])
     found.counts = counts_of(labels)
+
+
+def _differs(found: ItemCheck, shape: tuple[int, ...], file: str) -> bool:
+    """Note it if a label map's size is not that of its picture."""
+    if found.size is None or shape == found.size:
+        return False
+    found.problems.append(Problem("size mismatch", file, size_difference("", shape, found.size).strip()))
+    return True
 
 
 def _is_known(dataset: ImageDataset, label: int) -> bool:

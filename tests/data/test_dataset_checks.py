@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from PIL import Image
 
 from dinomed.data import dataset_checks
 from dinomed.data.dataset_checks import SplitCheck, check_datasets
-from dinomed.data.datasets import open_datasets
+from dinomed.data.datasets import CocoSegmentation, open_datasets
+from dinomed.errors import InputError
 
 
 def check(path: Path, **options: object) -> list[SplitCheck]:
@@ -75,6 +77,22 @@ def test_coco_sizes_that_differ_from_the_file_are_found(tmp_path: Path) -> None:
     path = make_coco(tmp_path, coco_content([]))
     save(tmp_path / "val2017" / "ä b.jpg", noise(0, 24, 30))
     assert findings(path) == [("size mismatch", "instances_val2017.json: ä b")]
+
+
+def test_coco_label_maps_of_a_wrong_size_are_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_coco(tmp_path, coco_content([{"category_id": 1, "segmentation": [square(2, 2, 6)]}]))
+    path.write_text(path.read_text().replace('"width": 32', '"width": 30000000'))
+    drawn = []
+    monkeypatch.setattr(CocoSegmentation, "draw", lambda _, index: drawn.append(index))
+    assert [kind for kind, _ in findings(path)] == ["size mismatch"]
+    assert drawn == []
+
+
+def test_polygons_that_cannot_be_drawn_end_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_coco(tmp_path, coco_content([{"category_id": 1, "segmentation": [square(2, 2, 6)]}]))
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(InputError, match=r"pip install 'dinomed\[natural\]'"):
+        check(path)
 
 
 def test_labels_out_of_range_are_found(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dinomed.data.datasets.image_dataset import Problem
 from dinomed.errors import InputError
 
-LONGEST_SIDE = 100_000
+MOST_PIXELS = 10**9
 """Sizes beyond this are taken for mistakes."""
 
 
@@ -135,7 +135,7 @@ def _images(path: Path, entries: list[Any]) -> dict[int | str, CocoImage]:
         if number in images:
             raise InputError(f"{path}: {where} occurs twice; give each image its own id")
         size = [_get(path, where, entry, key, (int,)) for key in ("height", "width")]
-        if not all(1 <= side <= LONGEST_SIDE for side in size):
+        if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
             raise InputError(f"{path}: {where} is {size[1]} x {size[0]} pixels; correct width and height")
         images[number] = CocoImage(number, _get(path, where, entry, "file_name", (str,)), *size)
     return images
@@ -241,6 +241,6 @@ def decode_counts(text: str) -> NDArray[np.int64]:
             value += numbers[-2]
         numbers.append(value)
         value, shift = 0, 0
-    if shift or not numbers or max(map(abs, numbers)) > LONGEST_SIDE**2:
+    if shift or not numbers or max(map(abs, numbers)) > MOST_PIXELS:
         raise ValueError("has compressed run lengths that cannot be read")
     return np.asarray(numbers, dtype=np.int64)

@@ -235,6 +235,7 @@ def test_more_classes_than_8_bits_need_another_ignored_label(tmp_path: Path) -> 
         (lambda content: content["images"][0].pop("id"), "image at place 0 has no field `id`"),
         (lambda content: content["images"][0].update(width="32"), "image 7 has width '32', which is no int"),
         (lambda content: content["images"][0].update(width=0), "image 7 is 0 x 24 pixels"),
+        (lambda content: content["images"][0].update(width=10**8), "image 7 is 100000000 x 24 pixels"),
         (lambda content: content["images"].append(content["images"][0]), "image 7 occurs twice"),
         (lambda content: content["annotations"][0].pop("image_id"), "annotation 1 has no field `image_id`"),
         (lambda content: content["annotations"][0].pop("category_id"), "annotation 1 has no field `category_id`"),

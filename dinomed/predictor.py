@@ -19,8 +19,8 @@ from dinomed.bundle.config import config_file, overlay_file, own_error, read_con
 from dinomed.bundle.locate import find_bundle, read_metadata
 from dinomed.bundle.settings import check_overlay, read_settings
 from dinomed.errors import BundleError, DinomedError, InputError
+from dinomed.inferers.planes import PLANE_AXES
 from dinomed.inferers.precision import PRECISIONS, resolve_precision
-from dinomed.inferers.slices import PLANE_AXES
 from dinomed.transforms.provenance import describe_transforms, file_sha256
 from dinomed.transforms.report import RunInfo, name_labels
 from dinomed.transforms.results import Prediction, ResultPaths, assemble_prediction

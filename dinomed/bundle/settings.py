@@ -12,8 +12,8 @@ from monai.bundle import ConfigParser, ReferenceResolver
 
 from dinomed.bundle.config import config_file, config_names, load_config, resolve
 from dinomed.errors import BundleError
+from dinomed.inferers.planes import PLANE_AXES
 from dinomed.inferers.precision import PRECISIONS
-from dinomed.inferers.slices import PLANE_AXES
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dinomed.data.head_tissues import FIRST_OUTSIDE_CLASS, class_targets, intens
 from dinomed.data.scan_parameters import SynthesisSettings, draw_scan_parameters
 from dinomed.data.synthesis import Box, synthesize_scans
 from dinomed.errors import InputError, VolumeError
-from dinomed.inferers.slices import PLANE_AXES, slice_inputs
+from dinomed.inferers.planes import PLANE_AXES, slice_inputs
 from dinomed.transforms.intensity import foreground_percentiles, window_hu
 
 Transform = Callable[[Mapping[Hashable, Any]], Mapping[Hashable, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from dinomed.inferers.slices import SliceInferer, slice_inputs, slices_along
+from dinomed.inferers.planes import slice_inputs, slices_along
+from dinomed.inferers.slices import SliceInferer
 
 __all__ = ["SliceInferer", "slice_inputs", "slices_along"]

@@ -36,6 +36,7 @@ class Predictor:
     Attributes:
         run: Model, device and settings, as every report states them.
         label_names: Name of each label value, background 0 included.
+        frame: Frame of 4-D scans that the bundle or its overlay takes where none is asked for.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Predictor:
         self.label_names = name_labels(resolve(parser, "label_names", root))
         self._parser = parser
         self._frame = None if "frame" not in parser else resolve(parser, "frame", root)
+        self.frame = self._frame
         self._preprocessing = _component(parser, root, "preprocessing", Compose)
         self._inferer = _component(parser, root, "inferer", Inferer)
         self._decide = _component(parser, root, "decide", Transform)
@@ -115,6 +117,11 @@ class Predictor:
             precision=str(dtype).removeprefix("torch."),
             planes=settings.planes,
             class_groups=settings.class_groups,
+            inference=tuple(
+                describe_transforms(
+                    [_component(parser, root, "inferer", Inferer), _component(parser, root, "decide", Transform)]
+                )
+            ),
             preprocessing=tuple(describe_transforms(preprocessing)),
         )
         return cls(root, parser, network, chosen, run)
@@ -126,7 +133,7 @@ class Predictor:
 
         Args:
             path: Volume file or DICOM series folder.
-            frame: Frame of a 4-D scan, from 0; None where there is only one.
+            frame: Frame of a 4-D scan, from 0; None where there is only one, or the bundle's choice is meant.
             progress: Called with the slices done and their number.
 
         Returns:
@@ -137,6 +144,7 @@ class Predictor:
             InputError: If the memory does not suffice.
             DinomedError: If the network's output is not finite.
         """
+        frame = self.frame if frame is None else frame
         self._choose_frame(frame)
         self._inferer.progress = progress or False
         timings: dict[str, float | None] = {}
@@ -212,7 +220,7 @@ def choose_planes(planes: str | Sequence[str]) -> tuple[str, ...]:
 def _component(parser: ConfigParser, root: Path, key: str, kind: type[Component]) -> Component:
     """Build an id of the config and check what it is, so that a wrong one is refused before a scan is read."""
     component = resolve(parser, key, root)
-    if isinstance(component, kind) and not (isinstance(component, Compose) and len(component.transforms) < 2):
+    if isinstance(component, kind) and not (kind is Compose and len(getattr(component, "transforms", ())) < 2):
         return component
     wanted = (
         "a Compose of the loading and at least one more transform"

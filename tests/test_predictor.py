@@ -200,6 +200,7 @@ def test_gpu_agrees_with_cpu(root: Path, scan: Path) -> None:
         ("label_names: {a: b}", "label_names must be a list of names, or names by label value"),
         ("precision: half", "precision 'half' of tiny_segmentation is unknown; choose from auto, float32, bfloat16"),
         ("planes: 3", "planes of tiny_segmentation must be a list of"),
+        ("planes: [[axial]]", "planes of tiny_segmentation must be a list of"),
         ("planes: [axial, axial]", "planes of tiny_segmentation must be a list of"),
         ("frame: 0.5", "frame of tiny_segmentation must be null or a number from 0 on, not 0.5"),
         ("spacing_mm: -1", "spacing_mm must be positive"),
@@ -223,3 +224,18 @@ def test_an_overlay_may_add_what_it_refers_to_itself(root: Path, tmp_path: Path)
     (tmp_path / "mine.yaml").write_text("coarse_mm: 3.0\nspacing_mm: '@coarse_mm'\n")
     run = Predictor.from_bundle(root, overlay=tmp_path / "mine.yaml").run
     assert run.preprocessing[1]["parameters"] == {"spacing_mm": 3.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "my_planes: [axial]\nplanes: '%my_planes'",
+        "my_size: 2\nbatch_size: '@#my_size'",
+        "label_names: $('nothing', 'rind', 'seed')",
+        "decide: {_target_: Compose, transforms: [{_target_: dinomed.transforms.labels.LabelsToNativeGridd}]}",
+    ],
+)
+def test_valid_overlays_are_taken(root: Path, tmp_path: Path, text: str) -> None:
+    (root / "configs" / "datalist.json").write_text("[1, 2]")
+    (tmp_path / "mine.yaml").write_text(text)
+    Predictor.from_bundle(root, overlay=tmp_path / "mine.yaml")

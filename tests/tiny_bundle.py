@@ -78,6 +78,7 @@ save:
   bundle_name: tiny_segmentation
   bundle_version: '$running.bundle_version(@bundle_root)'
   preprocessing_summary: '@preprocessing'
+  inference_summary: ['@inferer', '@decide']
   weights_path: '@ckpt_path'
   device: '@device'
   precision: '@precision'
@@ -91,7 +92,7 @@ postprocessing:
   transforms: ['@decide', '@save']
 dataset:
   _target_: Dataset
-  data: '$running.list_cases(@input)'
+  data: '$running.list_cases(@input, @output_dir)'
   transform: '@preprocessing'
 dataloader:
   _target_: torch.utils.data.DataLoader

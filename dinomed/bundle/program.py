@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigWorkflow
 
 from dinomed.bundle.config import config_file, one_line, overlay_file, own_error, read_configs
@@ -66,6 +67,8 @@ def run_program(
         own = own_error(error)
         if own is not None:
             raise own from None
+        if _out_of_memory(error):
+            raise
         raise BundleError(
             f"the {configs[-1]} config of {root.name} cannot be built ({one_line(error)}); correct what --set or the "
             "config says"
@@ -80,6 +83,12 @@ def run_program(
         raise own from None
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
 def _fault_of_settings(error: BaseException) -> DinomedError | None:
     """Tell settings that show their fault only in the run, which our own code refuses with a ValueError, from bugs."""
     while error.__cause__ is not None:
@@ -89,7 +98,7 @@ def _fault_of_settings(error: BaseException) -> DinomedError | None:
             )
         error = error.__cause__
     if isinstance(error, OSError) and error.filename:
-        return OutputError(f"{error.filename} cannot be used ({error.strerror}); check output_dir and the rights there")
+        return OutputError(f"{error.filename} cannot be used ({error.strerror}); check the path and your rights there")
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, ValueError) and frames and Path(frames[-1].filename).is_relative_to(PACKAGE):
         return BundleError(f"the run stopped: {one_line(error)}; correct what --set or the config says")

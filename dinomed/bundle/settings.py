@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle import ConfigParser
 
 from dinomed.bundle.config import config_file, config_names, load_config, resolve
 from dinomed.errors import BundleError
 from dinomed.inferers.planes import PLANE_AXES
 from dinomed.inferers.precision import PRECISIONS
+
+REFERENCE = re.compile(r"[@%][#:]*([^\W\d][\w#:]*)")
+"""An id behind MONAI's signs for references and macros, which may be relative to the item that names it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,11 @@ def read_settings(parser: ConfigParser, root: Path) -> InferenceSettings:
 
 def _planes(planes: Any, root: Path) -> tuple[str, ...]:
     names = [planes] if isinstance(planes, str) else planes
-    known = isinstance(names, Sequence) and bool(names) and all(name in PLANE_AXES for name in names)
+    known = (
+        isinstance(names, Sequence)
+        and bool(names)
+        and all(isinstance(name, str) and name in PLANE_AXES for name in names)
+    )
     if not known or len(set(names)) != len(names):
         raise BundleError(f"planes of {root.name} must be a list of {', '.join(PLANE_AXES)}, not {planes!r}")
     return tuple(names)
@@ -71,10 +79,10 @@ def _planes(planes: Any, root: Path) -> tuple[str, ...]:
 def _label_names(names: Any) -> Mapping[Any, Any] | Sequence[str]:
     given = list(names.values()) if isinstance(names, Mapping) else names
     values = list(names) if isinstance(names, Mapping) else []
-    named = isinstance(given, list) and bool(given) and all(isinstance(name, str) and name for name in given)
+    named = isinstance(given, list | tuple) and bool(given) and all(isinstance(name, str) and name for name in given)
     if named and all(str(value).isdigit() for value in values):
         return cast("Mapping[Any, Any] | Sequence[str]", names)
-    raise BundleError(f"label_names must be a list of names, or names by label value, not {names!r}")
+    raise BundleError(f"label_names must be a list of names, or names by label value, not {names!r}; quote numbers")
 
 
 def _class_groups(groups: Any) -> tuple[tuple[int, ...], ...] | None:
@@ -101,7 +109,7 @@ def check_overlay(root: Path, overlay: Path, parser: ConfigParser) -> None:
         BundleError: With the id that may have been meant.
     """
     changes = load_config(overlay)
-    known = {id_ for name in config_names(root) for id_ in load_config(config_file(root, name))}
+    known = {id_ for name in config_names(root) for id_ in _ids(config_file(root, name))}
     used = _references(parser.get())
     for key in changes:
         id_ = str(key).lstrip("+~").split("#")[0].split("::")[0]
@@ -112,6 +120,14 @@ def check_overlay(root: Path, overlay: Path, parser: ConfigParser) -> None:
         raise BundleError(f"{overlay} sets {id_!r}, which no config of {root.name} has or refers to; {hint}")
 
 
+def _ids(path: Path) -> list[str]:
+    """Return the ids of a config of the bundle; a file that is none has none."""
+    try:
+        return [str(id_) for id_ in load_config(path)]
+    except BundleError:
+        return []
+
+
 def _references(config: Any) -> set[str]:
     """Return the first parts of all ids that a configuration refers to."""
     if isinstance(config, Mapping):
@@ -119,5 +135,5 @@ def _references(config: Any) -> set[str]:
     if isinstance(config, list):
         return set().union(*(_references(value) for value in config))
     if isinstance(config, str):
-        return {reference.split("#")[0].split("::")[0] for reference in ReferenceResolver.match_refs_pattern(config)}
+        return {re.split("#|::", reference)[0] for reference in REFERENCE.findall(config)}
     return set()

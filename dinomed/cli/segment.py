@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,17 +53,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dinomed.bundle.running import check_inputs_stay
+    from dinomed.transforms.prediction import finish_stopped
+
     if not arguments.output:
         raise InputError("--output is empty; name a folder (is a variable in the command unset?)")
     output = Path(arguments.output)
     check_output(output)
     if not arguments.overwrite:
         check_summary(output)
+    finish_stopped(output)
     cases, refused = find_cases(arguments.inputs)
     if not cases:
         raise InputError("\ndinomed: ".join(each.reason for each in refused))
 
-    check_inputs_stay(cases, output)
+    check_inputs_stay([(case.path, case.name) for case in cases], output)
 
     from dinomed.predictor import Predictor
 
@@ -105,22 +108,6 @@ def check_output(folder: Path) -> None:
         raise OutputError(
             f"{folder} cannot take the results ({error.strerror or error}); give --output a folder you may write to"
         ) from error
-
-
-def check_inputs_stay(cases: Sequence[Case], output: Path) -> None:
-    """Refuse a run whose results would replace one of its scans, such as t1_seg.nii.gz given beside t1.nii.gz.
-
-    Raises:
-        OutputError: If one would.
-    """
-    from dinomed.transforms.prediction import ResultPaths
-    from dinomed.transforms.volume_checks import shown
-
-    scans = {os.path.realpath(case.path) for case in cases}
-    for case in cases:
-        result = ResultPaths.of(output, case.name).labels
-        if os.path.realpath(result) in scans:
-            raise OutputError(f"{shown(result)} is a scan of this run and the result of another; change --output")
 
 
 def segment_case(
@@ -166,12 +153,12 @@ def is_done(predictor: Predictor, case: Case, output: Path, frame: int | None) -
     Raises:
         OutputError: If there are results of another scan or model, which must not be lost.
     """
-    from dinomed.transforms.prediction import ResultPaths, finish_stopped, read_report
+    from dinomed.transforms.prediction import ResultPaths, read_report
     from dinomed.transforms.provenance import scan_sha256
     from dinomed.transforms.report import deciding, planned
     from dinomed.transforms.volume_checks import shown
 
-    finish_stopped(output, case.name)
+    frame = predictor.frame if frame is None else frame
     paths = ResultPaths.of(output, case.name)
     existing = paths.existing()
     if not existing:

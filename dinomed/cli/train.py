@@ -52,7 +52,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
         named = {"true": True, "false": False, "null": None}
         try:
             values[key] = named[text.lower()] if text.lower() in named else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             values[key] = text
     return values
 

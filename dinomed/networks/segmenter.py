@@ -15,8 +15,8 @@ class Decoder(Protocol):
     """What a segmenter needs of a decoder.
 
     Attributes:
-        channels: Channels of the maps that it was made for.
-        strides: Their strides.
+        channels: Channels of the maps that it was made for; compared with the backbone's where it has them.
+        strides: Their strides, likewise.
         out_channels: Channels of its result.
         head_kernel_size: Kernel size of the convolution to logits, odd.
         logits_resize: How the logits reach the image's size.
@@ -50,8 +50,8 @@ class Segmenter(nn.Module):
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} leaves nothing to decide; give 1 or more")
         for name in ("channels", "strides"):
-            made_for, given = getattr(decoder, name), getattr(backbone, name)
-            if tuple(made_for) != tuple(given):
+            made_for, given = getattr(decoder, name, None), getattr(backbone, name)
+            if made_for is not None and tuple(made_for) != tuple(given):
                 raise ValueError(
                     f"the decoder was made for {name} {tuple(made_for)}, the backbone gives {tuple(given)}; build it "
                     f"with {name}=backbone.{name}"

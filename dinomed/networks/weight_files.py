@@ -30,9 +30,13 @@ def read_weights(path: Path) -> Mapping[str, object]:
     _check_hash(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            tensors = load_file(path)
+            _check_kinds(path, tensors)
+            return tensors
         # Mapped, a file of many gigabytes is not held twice; only the zip format allows it.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         if path.stat().st_size and "weights_only" in str(error).lower().replace(" ", "_"):
             raise WeightsError(
@@ -53,9 +57,11 @@ def read_weights(path: Path) -> Mapping[str, object]:
 def _check_kinds(path: Path, content: object) -> None:
     """Refuse tensors that are no plain numbers in memory, wherever they lie in the file."""
     pending = [("", content)]
+    seen: set[int] = set()
     while pending:
         name, value = pending.pop()
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and id(value) not in seen:
+            seen.add(id(value))
             pending += [(str(key), inner) for key, inner in value.items()]
         elif isinstance(value, Tensor):
             plain = value.layout is torch.strided and value.device.type != "meta"

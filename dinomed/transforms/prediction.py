@@ -2,12 +2,12 @@
 
 `<case>_seg.nii.gz`, `<case>_seg.json` and `<case>_seg.png` are made in a hidden folder beside their destination and
 renamed when all three are complete; the report comes last, so that a report is never there without the other two.
-Where a run is stopped between these renames, the next one that looks for the case finishes them.
+Where a run is stopped between these renames, the next one into the same folder finishes them.
 """
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import hashlib
 import json
 import os
@@ -136,7 +136,6 @@ def write_results(prediction: Prediction, folder: str | os.PathLike[str], overwr
     """
     paths = ResultPaths.of(folder, prediction.case)
     started_s = time.perf_counter()
-    finish_stopped(folder, prediction.case)
     existing = paths.existing()
     if existing and not overwrite:
         raise OutputError(
@@ -153,7 +152,7 @@ def write_results(prediction: Prediction, folder: str | os.PathLike[str], overwr
             for path in paths.existing():
                 if path.is_dir():
                     raise IsADirectoryError(f"{shown(path)} is a folder")
-            _move(stage.rename(stage.with_suffix(WHOLE)), paths)
+            _move(stage.rename(stage.with_suffix(WHOLE)))
     except (OSError, OutputError) as error:
         reason = error.__cause__ if isinstance(error, OutputError) and error.__cause__ else error
         raise OutputError(
@@ -163,36 +162,51 @@ def write_results(prediction: Prediction, folder: str | os.PathLike[str], overwr
     return paths
 
 
-def _move(stage: Path, paths: ResultPaths) -> None:
+def _move(stage: Path) -> None:
     """Put staged results in their places, the report last; what an earlier try has moved already stays there."""
-    if (stage / paths.labels.name).exists():  # the old report must not stand beside the new label map
-        paths.report.unlink(missing_ok=True)
-    for path in (paths.picture, paths.labels, paths.report):
-        if (stage / path.name).exists():
-            os.replace(stage / path.name, path)
-    stage.rmdir()
+    staged = [path for ending in (".png", ".nii.gz", ".json") for path in sorted(stage.glob(f"*_seg{ending}"))]
+    if any(path.name.endswith(".nii.gz") for path in staged):
+        # The old report must not stand beside the new label map.
+        for path in staged:
+            if path.suffix == ".json":
+                (stage.parent / path.name).unlink(missing_ok=True)
+    for path in staged:
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.replace(path, stage.parent / path.name)
+    shutil.rmtree(stage, ignore_errors=True)
 
 
-def finish_stopped(folder: str | os.PathLike[str], case: str) -> None:
-    """Clear up after runs that were stopped while they wrote a case: whole results are put in place, others removed.
+def finish_stopped(folder: str | os.PathLike[str]) -> None:
+    """Clear up after runs that were stopped while they wrote into a folder.
 
-    A folder that was filled a moment ago may belong to a running process and is left alone.
+    Results that were whole are put in place, unless something newer is there by now; what was not whole is removed. A
+    folder that was filled a moment ago may belong to a running process and is left alone.
 
     Raises:
         OutputError: If the folder cannot be changed.
     """
-    paths = ResultPaths.of(folder, case)
+    root = Path(folder)
     try:
-        for stage in sorted(Path(folder).glob(f"{glob.escape(_stage_prefix(case))}*")):
-            if stage.suffix == WHOLE:
-                _move(stage, paths)
-            elif stage.suffix == PARTIAL and time.time() - stage.stat().st_mtime > ABANDONED_S:
-                shutil.rmtree(stage, ignore_errors=True)
+        for stage in sorted(root.glob(".*_seg.*")) if root.is_dir() else []:
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if stage.suffix == WHOLE:
+                    _finish(stage)
+                elif stage.suffix == PARTIAL and time.time() - stage.stat().st_mtime > ABANDONED_S:
+                    shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
         raise OutputError(
-            f"{shown(Path(folder))}: what a stopped run left of {shown(case)} cannot be put in place "
-            f"({cause_of(error)}); check the permissions, or choose another output folder"
+            f"{shown(root)}: what a stopped run left there cannot be put in place ({cause_of(error)}); check the "
+            "permissions, or choose another output folder"
         ) from error
+
+
+def _finish(stage: Path) -> None:
+    for path in stage.iterdir():
+        place = stage.parent / path.name
+        if place.exists() and place.stat().st_mtime > path.stat().st_mtime:
+            shutil.rmtree(stage, ignore_errors=True)
+            return
+    _move(stage)
 
 
 def _scan_sha256(path: Path) -> str | None:

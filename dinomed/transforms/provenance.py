@@ -20,8 +20,10 @@ from dinomed.transforms.dicom_series import is_dicom_file
 
 CHUNK_BYTES = 1 << 20
 DETACHED_HEADERS = (".hdr", ".hdr.gz", ".img", ".img.gz", ".mhd", ".nhdr")
-OWN_AFFAIR = ("self", "keys", "frame", "allow_missing_keys")
+OWN_AFFAIR = ("self", "keys", "image_key", "frame", "allow_missing_keys")
 """Constructor arguments that say which item a transform works on, not what it does."""
+SAID_ELSEWHERE = ("batch_size", "workers", "progress", "precision", "planes", "class_groups")
+"""Arguments of inference that do not change its result, or that a report holds by themselves."""
 
 
 def file_sha256(path: Path) -> str:
@@ -108,7 +110,10 @@ def _settings(transform: Any) -> dict[str, Any]:
     for value in kept.values():
         if isinstance(value, functools.partial):
             bound.update(value.keywords)
-    names = [name for name in inspect.signature(type(transform)).parameters if name not in OWN_AFFAIR]
+        elif type(transform).__module__.startswith("monai.") and hasattr(value, "__dict__"):
+            bound.update(vars(value))  # the transform of arrays that a dictionary transform of MONAI wraps
+    left_out = (*OWN_AFFAIR, *SAID_ELSEWHERE)
+    names = [name for name in inspect.signature(type(transform)).parameters if name not in left_out]
     found = {name: kept.get(name, kept.get(f"_{name}", bound.get(name, inspect.Parameter.empty))) for name in names}
     return {name: to_json(value) for name, value in found.items() if value is not inspect.Parameter.empty}
 

@@ -40,6 +40,7 @@ class RunInfo:
     planes: tuple[str, ...] = ()
     preprocessing: tuple[Mapping[str, Any], ...] = ()
     class_groups: tuple[tuple[int, ...], ...] | None = None
+    inference: tuple[Mapping[str, Any], ...] = ()
 
     def model(self) -> dict[str, Any]:
         """Return what identifies the model, as the report holds it."""
@@ -71,12 +72,15 @@ def deciding(report: Mapping[str, Any]) -> dict[str, Any]:
     scan, model, run = (section if isinstance(section, Mapping) else {} for section in sections)
     labels = report.get("labels")
     rows = [row for row in labels if isinstance(row, Mapping)] if isinstance(labels, list) else []
+    pairs = [[row.get("value"), row.get("name")] for row in rows]
     return {
         "input": [scan.get("sha256"), scan.get("frame")],
         "model": [model.get(name) for name in ("bundle", "version", "weights_sha256")],
         "run": [run.get(name) for name in ("precision", "planes", "class_groups")],
         "preprocessing": report.get("preprocessing"),
-        "labels": {row.get("value"): row.get("name") for row in rows},
+        "inference": report.get("inference"),
+        # A value without a name has a row of its own, which nobody could know before.
+        "labels": [pair for pair in pairs if pair[1] != f"label {pair[0]}"],
     }
 
 
@@ -87,6 +91,7 @@ def planned(run: RunInfo, label_names: Mapping[int, str], checksum: str | None, 
         "model": run.model(),
         "run": run.settings(),
         "preprocessing": list(run.preprocessing),
+        "inference": list(run.inference),
         "labels": [{"value": value, "name": name} for value, name in label_names.items()],
     }
     clean: dict[str, Any] = to_json(sections)
@@ -178,6 +183,7 @@ def build_report(prediction: Prediction, paths: ResultPaths, checksum: str | Non
         "run": run.settings(),
         "software": software_versions(),
         "preprocessing": list(run.preprocessing),
+        "inference": list(run.inference),
         "grid": _grid(prediction.labels.shape, affine) | {"affine": affine.tolist()},
         "network_grid": _grid(prediction.image.shape, np.asarray(prediction.image_affine, dtype=np.float64)),
         "labels": prediction.table,

@@ -41,6 +41,7 @@ class SaveSegmentationd(MapTransform):
         bundle_name: Name of the model in the report and the picture.
         bundle_version: Its version.
         preprocessing_summary: The preprocessing chain itself, or a description of it.
+        inference_summary: The inferer and the transform that decides the labels.
         overwrite: Replace results of the same name; without it they are an error.
         weights_path: File of the weights, named and identified by its checksum in the report.
         overlay: Name of a variant of the bundle.
@@ -71,6 +72,7 @@ class SaveSegmentationd(MapTransform):
         class_groups: Sequence[Sequence[int]] | None = None,
         frame: int | None = None,
         stage_times: StageTimes | None = None,
+        inference_summary: Any = (),
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -90,6 +92,7 @@ class SaveSegmentationd(MapTransform):
             device=None if device is None else str(device),
             precision=to_json(precision),
             planes=tuple(planes.split(",")) if isinstance(planes, str) else tuple(planes or ()),
+            inference=tuple(describe_transforms(inference_summary)),
             class_groups=None if class_groups is None else tuple(tuple(group) for group in class_groups),
             preprocessing=tuple(describe_transforms(preprocessing_summary)),
         )

@@ -85,9 +85,13 @@ def test_faults_of_the_metadata_are_found(change: Callable[[dict[str, Any]], Any
         ("'@spacing_mm'", "'@spacing'", "refers to @spacing, which is not defined"),
         ("intensity.FixedGammad", "intensity.FixedGama", "wants dinomed.transforms.intensity.FixedGama"),
         ("gamma: 0.75", "gama: 0.75", "the argument 'gama', which it does not take"),
-        ("$running.list_cases(@input)", "$runing.list_cases(@input)", "uses the name 'runing', which is not imported"),
+        (
+            "$running.list_cases(@input, @output_dir)",
+            "$runing.list_cases(@input)",
+            "uses the name 'runing', which is not imported",
+        ),
         ("running.list_cases", "running.list_case", "uses dinomed.bundle.running.list_case, which does not exist"),
-        ("$running.list_cases(@input)", "$running.list_cases(@input", "is no Python expression"),
+        ("$running.list_cases(@input, @output_dir)", "$running.list_cases(@input", "is no Python expression"),
         ("$import dinomed.bundle.running", "$import dinomed.bundle.runing", "imports what cannot be found"),
         ("dataset_dir:", "data_dir:", "lacks dataset_dir"),
         (

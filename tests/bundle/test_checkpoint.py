@@ -170,3 +170,11 @@ def test_tensors_that_are_no_plain_numbers_are_refused(
     torch.save({"state_dict": state | {"0.bias": make(state["0.bias"])}}, tmp_path / "odd.pt")
     with pytest.raises(WeightsError, match=r"odd\.pt"):
         load_network(make_network(), tmp_path / "odd.pt")
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["a"] = content
+    torch.save(content, tmp_path / "cycle.pt")
+    with pytest.raises(WeightsError, match=r"cycle\.pt"):
+        load_network(make_network(), tmp_path / "cycle.pt")

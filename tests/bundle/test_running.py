@@ -7,7 +7,7 @@ import pytest
 from tiny_bundle import make_scan
 
 from dinomed.bundle.running import bundle_version, list_cases, list_pairs, list_scans
-from dinomed.errors import BundleError, InputError
+from dinomed.errors import BundleError, InputError, OutputError
 
 
 def make(folder: Path, *names: str) -> list[Path]:
@@ -82,3 +82,22 @@ def test_version_is_that_of_the_metadata(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "metadata.json").write_text(json.dumps({"version": "1.2.3"}))
     assert bundle_version(str(tmp_path)) == "1.2.3"
+
+
+def test_a_scan_named_twice_counts_once_and_case_alone_tells_no_two_apart(tmp_path: Path) -> None:
+    first = make(tmp_path / "one", "t1.nii.gz")[0]
+    assert list_cases([tmp_path / "one", first]) == [{"image": str(first)}]
+    with pytest.raises(InputError, match="several files are called t1"):
+        list_cases([first, *make(tmp_path / "two", "T1.nii.gz")])
+
+
+def test_results_that_would_replace_a_scan_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "t1.nii.gz", "t1_seg.nii.gz")
+    assert len(list_cases(tmp_path, tmp_path / "elsewhere")) == 2
+    with pytest.raises(OutputError, match=r"t1_seg\.nii\.gz is a scan of this run and the result of another"):
+        list_cases(tmp_path, tmp_path)
+
+
+def test_an_input_that_is_no_path_is_one_sentence() -> None:
+    with pytest.raises(InputError, match="input is 5; set it to a scan"):
+        list_cases(5)  # type: ignore[arg-type]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from tiny_bundle import make_bundle, make_scan, make_state
@@ -253,7 +256,15 @@ def test_four_dimensional_scans_need_a_frame(
 
 
 @pytest.mark.parametrize(
-    "text", ["label_names: [background, rind, seed]", "spacing_mm: 2.5", "precision: bfloat16", "planes: [coronal]"]
+    "text",
+    [
+        "label_names: [background, rind, seed]",
+        "spacing_mm: 2.5",
+        "precision: bfloat16",
+        "planes: [coronal]",
+        "inferer#window: 8",
+        "inferer#empty_value: 0.5",
+    ],
 )
 def test_results_made_with_other_settings_are_not_taken_either(segment: Segment, tmp_path: Path, text: str) -> None:
     scan = make_scan(tmp_path / "a.nii.gz")
@@ -338,3 +349,45 @@ def test_an_output_that_no_disk_can_name_is_one_sentence(
 ) -> None:
     assert segment(make_scan(tmp_path / "a.nii.gz"), output="x" * 300) == 2
     assert "cannot take the results (File name too long)" in capsys.readouterr().err
+
+
+def test_a_stop_between_two_renames_is_finished_where_the_results_lie_among_the_scans(
+    segment: Segment, tmp_path: Path
+) -> None:
+    from dinomed.transforms.prediction import PARTIAL, WHOLE, _stage_prefix
+
+    make_scan(tmp_path / "out" / "t1.nii.gz")
+    assert segment(tmp_path / "out") == 0
+    stage = tmp_path / "out" / f"{_stage_prefix('t1')}x{WHOLE}"
+    stage.mkdir()
+    (tmp_path / "out" / "t1_seg.json").rename(stage / "t1_seg.json")
+    (stage / ".DS_Store").write_bytes(b"of the file manager")
+    assert segment(tmp_path / "out") == 0
+    assert [case["status"] for case in summary(tmp_path / "out")["cases"]] == ["skipped"]
+    assert not stage.exists()
+    assert PARTIAL != WHOLE
+
+
+def test_what_a_stopped_run_left_never_replaces_something_newer(segment: Segment, tmp_path: Path) -> None:
+    from dinomed.transforms.prediction import WHOLE, _stage_prefix
+
+    stage = tmp_path / "out" / f"{_stage_prefix('t1')}x{WHOLE}"
+    stage.mkdir(parents=True)
+    (stage / "t1_seg.nii.gz").write_bytes(b"old")
+    os.utime(stage / "t1_seg.nii.gz", (1, 1))
+    (tmp_path / "out" / "t1_seg.nii.gz").write_bytes(b"drawn by hand")
+    assert segment(make_scan(tmp_path / "t1.nii.gz")) == 2
+    assert (tmp_path / "out" / "t1_seg.nii.gz").read_bytes() == b"drawn by hand"
+    assert not stage.exists()
+
+
+def test_an_overlay_may_choose_the_frame(segment: Segment, tmp_path: Path) -> None:
+    make_scan(tmp_path / "3d.nii.gz")
+    image = nibabel.load(tmp_path / "3d.nii.gz")
+    frames = np.stack([np.asarray(image.dataobj)] * 2, axis=-1)
+    nibabel.save(nibabel.Nifti1Image(frames, image.affine), tmp_path / "4d.nii.gz")
+    (tmp_path / "frame.yaml").write_text("frame: 1\n")
+    for _ in range(2):
+        assert segment(tmp_path / "4d.nii.gz", extra=("--overlay", str(tmp_path / "frame.yaml"))) == 0
+    assert json.loads((tmp_path / "out" / "4d_seg.json").read_text())["input"]["frame"] == 1
+    assert summary(tmp_path / "out")["cases"][0]["status"] == "skipped"

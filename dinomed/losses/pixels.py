@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -147,7 +148,7 @@ def mean_of_present(scores: Tensor, present: Sequence[int], class_weights: Tenso
     return (weights * scores).sum() / total if float(total) > 0 else None
 
 
-class PixelLoss(nn.Module):
+class PixelLoss(nn.Module, ABC):
     """A loss of logits against label maps; says what all of them share.
 
     Args:
@@ -171,6 +172,6 @@ class PixelLoss(nn.Module):
         pixels = counted_pixels(logits, target, self.ignore_index)
         return self.loss(pixels, weights_like(self.class_weights, pixels))
 
+    @abstractmethod
     def loss(self, pixels: CountedPixels, class_weights: Tensor | None) -> Tensor:
         """Return the loss of checked pixels."""
-        raise NotImplementedError

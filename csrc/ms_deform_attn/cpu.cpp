@@ -83,6 +83,8 @@ bool packs(const Call& call) {
          packed_elements_per_head(call) < (int64_t{1} << 31);
 }
 
+constexpr int64_t kMapBytesOfPiece = int64_t{8} << 20;
+
 // How a call is cut into pieces; the results do not depend on it.
 struct Cut {
   int64_t head_groups, heads_per_group, query_groups, queries_per_group;
@@ -90,9 +92,10 @@ struct Cut {
   Cut(const Call& call, bool may_cut_queries) {
     const Problem& problem = call.problem;
     const int64_t threads = torch::stable::get_num_threads();
-    // Four heads share the cache lines of points and weights; their maps should stay in the second-level cache.
+    // Heads together share the pages and cache lines of points, weights and outputs, which counts for more than maps
+    // that fit into the second-level cache: queries that follow one another read places near one another.
     const int64_t bytes = packed_elements_per_head(call) * (problem.type == ValueType::float64 ? 8 : 4);
-    const int64_t together = std::clamp<int64_t>((int64_t{1} << 20) / (bytes + 1), 1, 4);
+    const int64_t together = std::clamp<int64_t>(kMapBytesOfPiece / (bytes + 1), 1, problem.heads);
     head_groups = (problem.heads + together - 1) / together;
     while (head_groups < problem.heads && problem.batch * head_groups % threads != 0) ++head_groups;
     heads_per_group = (problem.heads + head_groups - 1) / head_groups;

@@ -40,12 +40,13 @@ inline __attribute__((always_inline)) Vec<T> visit(const T* value, T* change, co
 }
 
 // `Count` points of one query and head; product[corner * batch + p] gets the lanes' products of a neighbour of a point.
-template <typename T, int Vectors, int Count>
+// `Whole`: the vectors are all of a pixel's. `OneLevel`: every point has the same pitch.
+template <typename T, int Vectors, int Count, bool Whole, bool OneLevel>
 inline __attribute__((always_inline)) void visit_points(const BackwardScratch<T>& scratch, int64_t head, int64_t first,
                                                         int64_t points, int64_t first_in_head, int64_t channel,
                                                         Vec<T>* product) {
   constexpr int n = Lanes<T>::count, batch = n / 4 > 0 ? n / 4 : 1;
-  const int64_t row = scratch.maps.row, start = head * scratch.maps.head + channel;
+  const int64_t row = Whole ? Vectors * n : scratch.maps.row, start = head * scratch.maps.head + channel;
   const T* const values = scratch.maps.data + start;
   T* const changes = scratch.changes.data + start;
   const auto* offset = scratch.taps.offset + first;
@@ -56,8 +57,7 @@ inline __attribute__((always_inline)) void visit_points(const BackwardScratch<T>
   for (int v = 0; v < Vectors; ++v) gradient[v] = load(scratch.output + channel + v * n);
 #pragma GCC unroll 4
   for (int p = 0; p < Count; ++p) {
-    const int64_t pitch = pitches[points == 0 ? 0 : (first_in_head + p) / points];
-    const int64_t upper = offset[p], lower = upper + pitch;
+    const int64_t upper = offset[p], lower = upper + pitches[OneLevel ? 0 : (first_in_head + p) / points];
     product[p] = visit<T, Vectors>(values + upper, changes + upper, gradient, upper_left[p]);
     product[batch + p] = visit<T, Vectors>(values + upper + row, changes + upper + row, gradient, upper_right[p]);
     product[2 * batch + p] = visit<T, Vectors>(values + lower, changes + lower, gradient, lower_left[p]);
@@ -65,48 +65,62 @@ inline __attribute__((always_inline)) void visit_points(const BackwardScratch<T>
   }
 }
 
-// All points of one query and head, a quarter of a vector's lanes at once. Vectors is 0 for very wide heads.
-template <typename T, int Vectors>
-DINOMED_SEPARATE void visit_head(const Problem& problem, const BackwardScratch<T>& scratch, int64_t head) {
+// All points of one query, head after head, a quarter of a vector's lanes at once. Vectors is 0 for very wide heads.
+template <typename T, typename S, int Vectors, bool OneLevel>
+DINOMED_SEPARATE void visit_heads(const Problem& problem, const BackwardScratch<T>& given, const S* output,
+                                  int64_t heads) {
   constexpr int n = Lanes<T>::count, batch = n / 4 > 0 ? n / 4 : 1;
-  const int64_t per_head = problem.levels * problem.points, points = problem.levels == 1 ? 0 : problem.points;
-  for (int64_t p = 0; p < per_head; p += batch) {
-    const int count = static_cast<int>(per_head - p < batch ? per_head - p : batch);
-    const int64_t first = head * per_head + p;
-    Vec<T> product[4 * batch];
-    if (Vectors > 0 && count == batch) {
-      visit_points<T, (Vectors > 0 ? Vectors : 1), batch>(scratch, head, first, points, p, 0, product);
-    } else {
-      for (Vec<T>& sum : product) sum = Vec<T>{};
-      for (int one = 0; one < count; ++one) {
-        for (int64_t channel = 0; channel < scratch.maps.row; channel += n) {
-          Vec<T> part[3 * batch + 1];
-          visit_points<T, 1, 1>(scratch, head, first + one, points, p + one, channel, part);
-          for (int corner = 0; corner < 4; ++corner) product[corner * batch + one] += part[corner * batch];
+  const BackwardScratch<T> scratch = given;  // a copy, so that no store makes the compiler read it again
+  const int64_t points = problem.points, per_head = problem.levels * points;
+  const int depth = static_cast<int>(problem.depth);
+  for (int64_t head = 0; head < heads; ++head, output += depth) {
+    for (int d = 0; d < depth; d += n) store(scratch.output + d, load_up_to(output + d, depth - d));
+    for (int64_t p = 0; p < per_head; p += batch) {
+      const int count = static_cast<int>(per_head - p < batch ? per_head - p : batch);
+      const int64_t first = head * per_head + p;
+      Vec<T> product[4 * batch];
+      if (Vectors > 0 && count == batch) {
+        constexpr int whole = Vectors > 0 ? Vectors : 1;
+        visit_points<T, whole, batch, true, OneLevel>(scratch, head, first, points, p, 0, product);
+      } else {
+        for (Vec<T>& sum : product) sum = Vec<T>{};
+        for (int one = 0; one < count; ++one) {
+          for (int64_t channel = 0; channel < scratch.maps.row; channel += n) {
+            Vec<T> part[3 * batch + 1];
+            visit_points<T, 1, 1, false, OneLevel>(scratch, head, first + one, points, p + one, channel, part);
+            for (int corner = 0; corner < 4; ++corner) product[corner * batch + one] += part[corner * batch];
+          }
         }
       }
-    }
-    if constexpr (n >= 4) {
-      const Vec<T> sums = sum_lanes_of_each<T>(product);
-      // Lanes past `count` go to the next head's places, which are written after, or to the padding.
-      for (int k = 0; k < 4; ++k) {
-        std::memcpy(scratch.products.product[k] + first, reinterpret_cast<const char*>(&sums) + k * batch * sizeof(T),
-                    batch * sizeof(T));
+      if constexpr (n >= 4) {
+        const Vec<T> sums = sum_lanes_of_each<T>(product);
+        // Lanes past `count` go to the next head's places, which are written after, or to the padding.
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+          std::memcpy(scratch.products.product[k] + first, reinterpret_cast<const char*>(&sums) + k * batch * sizeof(T),
+                      batch * sizeof(T));
+        }
+      } else {
+        for (int k = 0; k < 4; ++k) scratch.products.product[k][first] = product[k][0] + product[k][1];
       }
-    } else {
-      for (int k = 0; k < 4; ++k) scratch.products.product[k][first] = product[k][0] + product[k][1];
     }
   }
 }
 
-template <typename T>
-inline void visit_any_head(const Problem& problem, const BackwardScratch<T>& scratch, int64_t head) {
+template <typename T, typename S, int Vectors>
+inline void visit_levels(const Problem& problem, const BackwardScratch<T>& scratch, const S* output, int64_t heads) {
+  if (problem.levels == 1) return visit_heads<T, S, Vectors, true>(problem, scratch, output, heads);
+  return visit_heads<T, S, Vectors, false>(problem, scratch, output, heads);
+}
+
+template <typename T, typename S>
+inline void visit_all_heads(const Problem& problem, const BackwardScratch<T>& scratch, const S* output, int64_t heads) {
   switch (scratch.maps.row / Lanes<T>::count) {
-    case 1: return visit_head<T, 1>(problem, scratch, head);
-    case 2: return visit_head<T, 2>(problem, scratch, head);
-    case 3: return visit_head<T, 3>(problem, scratch, head);
-    case 4: return visit_head<T, 4>(problem, scratch, head);
-    default: return visit_head<T, 0>(problem, scratch, head);
+    case 1: return visit_levels<T, S, 1>(problem, scratch, output, heads);
+    case 2: return visit_levels<T, S, 2>(problem, scratch, output, heads);
+    case 3: return visit_levels<T, S, 3>(problem, scratch, output, heads);
+    case 4: return visit_levels<T, S, 4>(problem, scratch, output, heads);
+    default: return visit_levels<T, S, 0>(problem, scratch, output, heads);
   }
 }
 
@@ -135,12 +149,7 @@ bool backward_packed(const Problem& problem, const Inputs& in, const Gradients& 
     for (int64_t d = 0; d < piece.heads * depth; d += line) {
       __builtin_prefetch(output + kAhead * problem.heads * depth + d);
     }
-    for (int64_t head = 0; head < piece.heads; ++head, output += depth) {
-      for (int d = 0; d < depth; d += Lanes<T>::count) {
-        store(scratch.output + d, load_up_to(output + d, depth - d));
-      }
-      visit_any_head(problem, scratch, head);
-    }
+    visit_all_heads(problem, scratch, output, piece.heads);
     write_gradients(problem, in, gradients, scratch.table, scratch.products, piece, query);
   }
   scratch.changes.copy_out(problem, static_cast<S*>(gradients.value), piece);

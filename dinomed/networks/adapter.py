@@ -280,6 +280,8 @@ class DINOv3Adapter(Backbone):
         Returns:
             Four maps (B, D, H / s, W / s), s = 4, 8, 16, 32.
         """
+        # Channels last: their tokens are views, and resizing is faster.
+        token_maps = [x.contiguous(memory_format=torch.channels_last) for x in token_maps]
         finest, *coarser = self.spatial_prior(image)
         query_maps = [project(x) for project, x in zip(self.spatial_prior.projections[1:], coarser, strict=True)]
         sizes = [(x.shape[-2], x.shape[-1]) for x in query_maps]
@@ -307,9 +309,13 @@ class DINOv3Adapter(Backbone):
             x = self.up(queries) + project(prior)
             return norm(x + _resize(token_map, x) if self.add_token_maps else x)
         # The norm is the same for every pixel, and each part can take its share of it before it is as large as that.
+        # Sums in place: these are by far the largest maps, and fresh memory costs more than adding.
         share = ChannelAffine(affine.scale, torch.zeros_like(affine.shift))
-        x = apply_scaled(self.up, share, queries) + apply_scaled(project, affine, prior)
-        return x + _resize(token_map * affine.scale.view(-1, 1, 1), x) if self.add_token_maps else x
+        x = apply_scaled(self.up, share, queries)
+        x += apply_scaled(project, affine, prior)
+        if self.add_token_maps:
+            x += _resize(token_map * affine.scale.view(-1, 1, 1), x)
+        return x
 
 
 def _resize(token_map: Tensor, like: Tensor) -> Tensor:

@@ -1,14 +1,29 @@
-"""What happens around an optimiser step: learning-rate schedule, clipping, the epoch of the data."""
+"""What happens around an optimiser step: accumulation, clipping, the learning-rate schedule, the epoch of the data."""
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import nn
+
+from dinomed.handlers.divergence import StopAtNaN, batch_files, diverged
+from dinomed.handlers.processes import gathered
+
+__all__ = [
+    "ClipGradients",
+    "EpochOfData",
+    "StepSchedule",
+    "StopAtNaN",
+    "group_position",
+    "optimiser_steps",
+    "warmup_cosine",
+    "warmup_polynomial",
+]
 
 
 class EpochAware(Protocol):
@@ -16,6 +31,17 @@ class EpochAware(Protocol):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch."""
+
+
+def optimiser_steps(max_epochs: int, steps_per_epoch: int, accumulation_steps: int = 1) -> int:
+    """Count the optimiser steps of a whole training; batches left over at an epoch's end make a step of their own.
+
+    Args:
+        max_epochs: epochs.
+        steps_per_epoch: batches in an epoch.
+        accumulation_steps: batches that make one optimiser step.
+    """
+    return max_epochs * -(-steps_per_epoch // accumulation_steps)
 
 
 def warmup_polynomial(
@@ -32,6 +58,37 @@ def warmup_polynomial(
     Raises:
         ValueError: if the warm-up is not shorter than the whole.
     """
+    return _warmup(optimizer, warmup_steps, total_steps, lambda progress: (1 - progress) ** power)
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rate that rises linearly, then falls along half a cosine, counted in optimiser steps.
+
+    Args:
+        optimizer: whose groups' learning rates are the peak.
+        warmup_steps: steps until the peak.
+        total_steps: step at which the rate reaches its end.
+        final_factor: the rate at the end, relative to the peak.
+
+    Raises:
+        ValueError: if the warm-up is not shorter than the whole.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, equation 5, with
+        one period.
+    """
+    return _warmup(
+        optimizer,
+        warmup_steps,
+        total_steps,
+        lambda progress: final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2,
+    )
+
+
+def _warmup(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int, decay: Callable[[float], float]
+) -> torch.optim.lr_scheduler.LambdaLR:
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warmup_steps is {warmup_steps} and the whole training takes {total_steps} steps; shorten the warm-up"
@@ -40,9 +97,27 @@ def warmup_polynomial(
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        return max(0.0, (total_steps - step) / (total_steps - warmup_steps)) ** power
+        return decay(min(1.0, (step - warmup_steps) / (total_steps - warmup_steps)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def group_position(engine: Engine) -> tuple[int, int]:
+    """Say which batch of its accumulation group the present one is, and how many the group has.
+
+    The optimiser steps after the last of them. An epoch ends with a step, so its last group may be smaller; a
+    checkpoint at the end of an epoch therefore never lies inside a group.
+
+    Args:
+        engine: a `SupervisedTrainer`, whose `accumulation_steps` decide.
+
+    Returns:
+        Position from 1 on, and size.
+    """
+    steps = int(getattr(engine, "accumulation_steps", 1))
+    position = (engine.state.iteration - 1) % engine.state.epoch_length
+    start = position - position % steps
+    return position - start + 1, min(steps, engine.state.epoch_length - start)
 
 
 class StepSchedule:
@@ -50,12 +125,10 @@ class StepSchedule:
 
     Args:
         scheduler: the schedule.
-        accumulation_steps: batches that make one optimiser step, as the trainer has it.
     """
 
-    def __init__(self, scheduler: torch.optim.lr_scheduler.LRScheduler, accumulation_steps: int = 1) -> None:
+    def __init__(self, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
         self.scheduler = scheduler
-        self.accumulation_steps = accumulation_steps
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -63,35 +136,64 @@ class StepSchedule:
 
     def __call__(self, engine: Engine) -> None:
         """Advance if this batch ended with an optimiser step."""
-        position = (engine.state.iteration - 1) % engine.state.epoch_length + 1
-        if position % self.accumulation_steps == 0 or position == engine.state.epoch_length:
+        position, size = group_position(engine)
+        if position == size:
             self.scheduler.step()
 
 
 class ClipGradients:
-    """Limit the norm of all gradients before the optimiser uses them.
+    """Make the gradients of an accumulation group ready for the optimiser: average them, check them, limit their norm.
+
+    MONAI's trainer divides each batch's loss by `accumulation_steps`, in a smaller last group too; here the gradients
+    of such a group become the mean over the batches that it has. With a loss scaler (float16) they are unscaled first.
+    Gradients that are no numbers stop the training before the weights change, except that a loss scaler leaves out
+    such a step by itself.
 
     Args:
         network: whose gradients.
-        max_norm: largest 2-norm.
+        max_norm: largest 2-norm; None leaves the norm alone.
 
     Raises:
         ValueError: if `max_norm` is no positive number.
     """
 
-    def __init__(self, network: nn.Module, max_norm: float) -> None:
-        if isinstance(max_norm, str) or not max_norm > 0:
-            raise ValueError(f"max_norm must be a positive number, not {max_norm!r}")
+    def __init__(self, network: nn.Module, max_norm: float | None) -> None:
+        number = isinstance(max_norm, (int, float)) and not isinstance(max_norm, bool)
+        if max_norm is not None and not (number and max_norm > 0):
+            raise ValueError(f"max_norm must be a positive number or null, not {max_norm!r}")
         self.network = network
-        self.max_norm = max_norm
+        self.max_norm = math.inf if max_norm is None else float(max_norm)
+        self._files: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
-        """Clip in place."""
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+    def __call__(self, engine: Any) -> None:
+        """Change the gradients in place, once for each optimiser step.
+
+        Raises:
+            DivergedError: if they are NaN or infinite.
+        """
+        position, size = group_position(engine)
+        self._files = batch_files(engine.state.batch) + (self._files if position > 1 else [])
+        if position < size:
+            return
+        scaler: Any = getattr(engine, "scaler", None)
+        scaled = scaler is not None and scaler.is_enabled()
+        if scaled:
+            scaler.unscale_(engine.optimizer)
+        missing = getattr(engine, "accumulation_steps", 1) / size
+        if missing != 1:
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(missing)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        total = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        # After the processes have averaged their gradients all of them see the same norm.
+        if not math.isfinite(total) and not scaled:
+            files = [name for names in gathered(self._files) for name in names]
+            raise diverged(engine, f"the norm of the gradients became {total}", files)
 
 
 class EpochOfData:
@@ -111,25 +213,3 @@ class EpochOfData:
     def __call__(self, engine: Engine) -> None:
         """Set the epoch."""
         self.target.set_epoch(engine.state.epoch)
-
-
-class StopAtNaN:
-    """Stop with a clear error when the loss is no number, before the checkpoint of the epoch is written."""
-
-    def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Check the loss.
-
-        Raises:
-            FloatingPointError: if it is NaN or infinite.
-        """
-        loss = float(engine.state.output["loss"].detach())
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} at step {engine.state.iteration} (epoch {engine.state.epoch}); "
-                "the last checkpoint and best.pt are whole: train on from best.pt (initial_weights) with a lower "
-                "learning rate in another output_dir"
-            )

@@ -5,18 +5,33 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
 from dinomed.errors import WeightsError
+from dinomed.handlers.divergence import batch_files, diverged, finite
+from dinomed.handlers.processes import gathered, rank
+from dinomed.handlers.random_states import random_states, restore_random_states
+from dinomed.handlers.sharded_state import (
+    load_network_state,
+    load_optimizer_state,
+    network_state,
+    optimizer_state,
+)
 
 logger = logging.getLogger(__name__)
+
+FORMAT = 2
+"""Changes whenever an older version could not go on from the file, or this one not from an older file."""
+ENTRIES = (
+    *("network", "optimizer", "scheduler", "parts", "random", "fingerprint"),
+    *("epoch", "iteration", "best_metric", "best_metric_epoch", "ended"),
+)
 
 
 def save_atomically(content: Any, path: str | Path) -> None:
@@ -37,49 +52,34 @@ def save_atomically(content: Any, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def bare(network: nn.Module) -> nn.Module:
-    """Return the network inside a distributed wrapper."""
-    inner = network.module if hasattr(network, "module") else network
-    return inner if isinstance(inner, nn.Module) else network
+class Stateful(Protocol):
+    """What the checkpoint keeps beside network, optimiser and schedule."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, numbers and texts."""
+        ...
 
-def random_states() -> dict[str, Any]:
-    """Collect the random states of Python, NumPy and PyTorch in types that safe loading accepts."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    python_version, python_words, python_gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), has_gauss, cached],
-        "python": [python_version, list(python_words), python_gauss],
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo `random_states`."""
-    torch.set_rng_state(states["torch"])
-    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, device)
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
+    def load_state_dict(self, state: dict[str, Any]) -> object:
+        """Continue from them."""
+        ...
 
 
 class ResumableCheckpoint:
     """Save the whole state of a training run after each epoch, and continue from it at the next start.
 
-    One file holds the network, the optimiser, the learning-rate schedule, the random states, epoch and step and the
-    best score so far. It is replaced in one step, so that a kill at any moment leaves the last whole one. The handler
-    goes last in the list, so that everything an epoch does is in its checkpoint.
+    One file holds the network, the optimiser, the learning-rate schedule, the parts, the random states of all
+    processes, epoch and step, the best score so far and whether the run was ended early. It is replaced in one step, so
+    that a kill at any moment leaves the last whole one. The handler goes last in the list, so that everything an epoch
+    does is in its checkpoint. Weights that are no numbers are never saved.
 
     Args:
-        path: the checkpoint's file.
+        path: the checkpoint's file, which all processes must see.
         network: what is trained.
         optimizer: its optimiser.
         scheduler: its learning-rate schedule, or None.
         fingerprint: plain settings that must not change between the runs (seed, steps, batch size ...).
         every: epochs between two checkpoints.
+        parts: what else has a state, by name: `WeightAverage`, `EarlyStopping`, `LossScaling` ...
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class ResumableCheckpoint:
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         fingerprint: dict[str, Any] | None = None,
         every: int = 1,
+        parts: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.path = Path(path)
         self.network = network
@@ -97,6 +98,7 @@ class ResumableCheckpoint:
         self.scheduler = scheduler
         self.fingerprint = dict(fingerprint or {})
         self.every = every
+        self.parts = dict(parts or {})
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -104,69 +106,112 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.every), self.save)
 
     def save(self, engine: Engine) -> None:
-        """Write the checkpoint; in a distributed run the first process does."""
-        if getattr(engine.state, "rank", 0) != 0:
-            return
+        """Write the checkpoint; in a distributed run the first process does.
+
+        Raises:
+            DivergedError: if the weights are no numbers; the file then stays as it is.
+        """
+        if not finite(self.network):
+            raise diverged(engine, "the weights became nan or inf", batch_files(engine.state.batch))
         state = engine.state
         content = {
-            "network": bare(self.network).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "format": FORMAT,
+            "network": network_state(self.network),
+            "optimizer": optimizer_state(self.network, self.optimizer),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "random": random_states(),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "random": gathered(random_states()),
             "fingerprint": self.fingerprint,
             "epoch": state.epoch,
             "iteration": state.iteration,
             "best_metric": float(state.best_metric),
             "best_metric_epoch": int(state.best_metric_epoch),
+            "ended": bool(engine.should_terminate),
         }
-        save_atomically(content, self.path)
+        if getattr(state, "rank", 0) == 0:
+            save_atomically(content, self.path)
 
     def load(self, engine: Engine) -> None:
         """Continue from the checkpoint if there is one.
 
         Raises:
-            WeightsError: if it is damaged, or was written by a run with other settings or another network.
+            WeightsError: if it is damaged, or was written by a run with other settings, another network or another
+                version of this package, or if only some processes see it.
         """
-        if not self.path.is_file():
+        here = self.path.is_file()
+        if any(seen != here for seen in gathered(here)):
+            raise WeightsError(
+                f"{self.path}: some processes see this checkpoint and some do not; choose an output_dir on a disk that "
+                "all of them share"
+            )
+        if not here:
             return
+        content = self._read()
+        self._compare(content["fingerprint"], content["parts"])
+        self._restore(content)
+        for name in ("iteration", "epoch", "best_metric", "best_metric_epoch"):
+            setattr(engine.state, name, content[name])
+        logger.info("continuing from %s after epoch %d", self.path, content["epoch"])
+        if content["ended"]:
+            logger.info("the run was ended early and is complete; choose another output_dir to start anew")
+            engine.terminate()
+
+    def _read(self) -> dict[str, Any]:
+        """Read the file, with all entries in their place."""
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-            saved = content["fingerprint"]
-            state = {name: content[name] for name in ("iteration", "epoch", "best_metric", "best_metric_epoch")}
-            optimizer, scheduler, random_state = (content[name] for name in ("optimizer", "scheduler", "random"))
+            version = content.get("format", 1)
         except Exception as error:  # a damaged file makes torch.load raise almost anything
             raise WeightsError(
                 f"{self.path}: the checkpoint is damaged ({type(error).__name__}); delete it to start anew"
             ) from error
+        if version != FORMAT:
+            raise WeightsError(
+                f"{self.path}: was written by another version of dinomed (format {version}, this one goes on from "
+                f"format {FORMAT}); finish that run with the version that began it, or choose another output_dir to "
+                "start anew"
+            )
+        if missing := [name for name in ENTRIES if name not in content]:
+            raise WeightsError(
+                f"{self.path}: the checkpoint is damaged ({', '.join(missing)} missing); delete it to start anew"
+            )
+        return dict(content)
+
+    def _compare(self, saved: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+        """Refuse to go on with other settings."""
+        now = {**self.fingerprint, "parts": sorted(self.parts)}
+        then = {**saved, "parts": sorted(parts)}
         changed = sorted(
-            f"{key} ({saved.get(key)!r} then, {self.fingerprint.get(key)!r} now)"
-            for key in {*saved, *self.fingerprint}
-            if saved.get(key) != self.fingerprint.get(key)
+            f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"
+            for key in {*then, *now}
+            if then.get(key) != now.get(key)
         )
         if changed:
             raise WeightsError(
                 f"{self.path}: was written with other settings: {', '.join(changed)}; "
                 "restore them, or choose another output_dir to start anew"
             )
+
+    def _restore(self, content: Mapping[str, Any]) -> None:
+        """Put every state in place."""
         try:
-            bare(self.network).load_state_dict(content["network"])
+            load_network_state(self.network, content["network"])
         except RuntimeError as error:
             raise WeightsError(
                 f"{self.path}: was written by a run of another network; choose another output_dir to start anew"
             ) from error
         try:
-            self.optimizer.load_state_dict(optimizer)
+            load_optimizer_state(self.network, self.optimizer, content["optimizer"])
             if self.scheduler is not None:
-                self.scheduler.load_state_dict(scheduler)
-            restore_random_states(random_state)
+                self.scheduler.load_state_dict(content["scheduler"])
+            for name, part in self.parts.items():
+                part.load_state_dict(content["parts"][name])
+            restore_random_states(content["random"][rank()])
         except Exception as error:  # what was saved by another optimiser or version fails in many ways
             raise WeightsError(
-                f"{self.path}: the state of its optimiser, schedule or random numbers does not fit this run "
+                f"{self.path}: the state of its optimiser, schedule, parts or random numbers does not fit this run "
                 f"({type(error).__name__}); choose another output_dir to start anew"
             ) from error
-        for name, value in state.items():
-            setattr(engine.state, name, value)
-        logger.info("continuing from %s after epoch %d", self.path, content["epoch"])
 
 
 class BestWeights:
@@ -193,13 +238,21 @@ class BestWeights:
         engine.add_event_handler(Events.COMPLETED, self.save_if_best)
 
     def save_if_best(self, engine: Engine) -> None:
-        """Save when the key metric is higher than ever before; one that is no number never is."""
+        """Save when the key metric is higher than ever before; one that is no number never is.
+
+        Raises:
+            DivergedError: if the weights are no numbers; the file then stays as it is.
+        """
         score = float(engine.state.metrics[engine.state.key_metric_name])
         if math.isnan(score):
             return
         state = engine.state if self.trainer is None else self.trainer.state
         if state.best_metric_epoch != -1 and score <= state.best_metric:
             return
+        if not finite(self.network):
+            trainer = engine if self.trainer is None else self.trainer
+            raise diverged(trainer, "the weights became nan or inf", batch_files(trainer.state.batch))
         state.best_metric, state.best_metric_epoch = score, state.epoch
+        weights = network_state(self.network)
         if getattr(engine.state, "rank", 0) == 0:
-            save_atomically(bare(self.network).state_dict(), self.path)
+            save_atomically(weights, self.path)

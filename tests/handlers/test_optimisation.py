@@ -74,7 +74,7 @@ def test_schedule_counts_optimiser_steps(accumulation_steps: int, expected: int)
     steps = []
     tool.register_step_post_hook(lambda *_: steps.append(1))
     schedule = warmup_polynomial(tool, 0, 100)
-    handler = StepSchedule(schedule, accumulation_steps)
+    handler = StepSchedule(schedule)
     trainer(network, [handler], optimizer=tool, max_epochs=2, accumulation_steps=accumulation_steps).run()
     assert schedule.last_epoch == len(steps) == expected
 

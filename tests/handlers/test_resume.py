@@ -15,14 +15,9 @@ from torch import nn
 from dinomed.errors import WeightsError
 from dinomed.handlers import resume
 from dinomed.handlers.optimisation import StepSchedule, warmup_polynomial
-from dinomed.handlers.resume import (
-    BestWeights,
-    ResumableCheckpoint,
-    bare,
-    random_states,
-    restore_random_states,
-    save_atomically,
-)
+from dinomed.handlers.processes import bare
+from dinomed.handlers.random_states import random_states, restore_random_states
+from dinomed.handlers.resume import BestWeights, ResumableCheckpoint, save_atomically
 
 
 class KilledError(Exception):

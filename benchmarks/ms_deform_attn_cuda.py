@@ -3,8 +3,10 @@
 Shapes are those of the DINOv3 adapter at batch 8, and one of a detector with four levels. Times are medians of CUDA
 events around single calls, taken in turn after a warm-up; inputs rotate, so that they do not all stay in the cache.
 `x floor` compares with reading every input and writing every output once at the speed of a large copy in this run.
-The Deformable-DETR kernel is measured where its module MultiScaleDeformableAttention can be imported; it takes neither
-half-precision values nor locations of another type.
+Others are measured where they can be imported: `detr`, the Deformable-DETR kernel (module MultiScaleDeformableAttention),
+which takes float32 only, so half-precision values are widened for it; and in mode `fused` with half-precision values
+`flash`, FlashDeformAttn (module DCNv4), which does the softmax itself, takes locations in half precision and refuses
+some heads, points and levels, where it has no line.
 
     python benchmarks/ms_deform_attn_cuda.py --seconds 1
 """
@@ -66,18 +68,20 @@ def grid_sample_attention(value: Tensor, shapes: Shapes, locations: Tensor, weig
     return output.view(batch, heads * depth, queries).transpose(1, 2).contiguous()
 
 
-def published(shapes: Shapes, dtype: torch.dtype) -> Callable[..., Tensor] | None:
-    """Give the Deformable-DETR kernel, if it is there and takes such values."""
+def starts_of(sizes: Tensor) -> Tensor:
+    return torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+
+
+def deformable_detr(shapes: Shapes) -> Callable[..., Tensor] | None:
+    """Give the Deformable-DETR kernel, if it is there."""
     try:
         module = importlib.import_module("MultiScaleDeformableAttention")
     except ImportError:
         return None
-    if dtype != torch.float32:
-        return None
     sizes = torch.tensor(shapes, device="cuda")
-    starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+    starts = starts_of(sizes)
 
-    class Published(torch.autograd.Function):
+    class DeformableDETR(torch.autograd.Function):
         @staticmethod
         def forward(ctx, value, locations, weights):
             ctx.save_for_backward(value, locations, weights)
@@ -88,7 +92,24 @@ def published(shapes: Shapes, dtype: torch.dtype) -> Callable[..., Tensor] | Non
             value, locations, weights = ctx.saved_tensors
             return module.ms_deform_attn_backward(value, sizes, starts, locations, weights, gradient.contiguous(), 64)
 
-    return Published.apply
+    return lambda value, *rest: DeformableDETR.apply(value.float(), *rest).to(value.dtype)
+
+
+def flash_deform_attn(shapes: Shapes) -> Callable[..., Tensor] | None:
+    """Give FlashDeformAttn of values, references, offsets and logits, if it is there."""
+    try:
+        function = importlib.import_module("DCNv4.functions").FlashDeformAttnFunction
+    except ImportError:
+        return None
+    sizes = torch.tensor(shapes, device="cuda")
+    starts, widths_first = starts_of(sizes), sizes.flip(1)
+
+    def call(value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        locations = references[None, :, None, None, None] + offsets / widths_first[:, None]
+        together = torch.cat([locations.flatten(2), logits.flatten(2)], dim=-1).to(value.dtype)
+        return function.apply(value, sizes, starts, together, 64, logits.shape[-1])
+
+    return call
 
 
 def variants(mode: str, shapes: Shapes, dtype: torch.dtype) -> dict[str, Callable[[list[Tensor]], object]]:
@@ -113,26 +134,34 @@ def variants(mode: str, shapes: Shapes, dtype: torch.dtype) -> dict[str, Callabl
 
         return run
 
-    other = published(shapes, dtype)
+    detr, flash = deformable_detr(shapes), flash_deform_attn(shapes)
     attentions: dict[str, Callable[..., Tensor]] = {
         "grid_sample": lambda value, *rest: grid_sample_attention(value, shapes, *rest),
         "ours": lambda value, *rest: ms_deform_attn(value, shapes, *rest),
-        **({"published": other} if other is not None else {}),
+        **({"detr": detr} if detr is not None else {}),
     }
     if mode == "both":
         attentions["determin."] = lambda value, *rest: ms_deform_attn(value, shapes, *rest, deterministic=True)
     if mode == "fused":
         attentions = {name: after_prologue(attention) for name, attention in attentions.items()}
         attentions["ours"] = lambda value, *rest: ms_deform_attn_fused(value, shapes, *rest)
+        if flash is not None and dtype != torch.float32:
+            attentions["flash"] = flash
     return {name: timed(attention) for name, attention in attentions.items()}
 
 
 def measure(runs: dict[str, Callable[[list[Tensor]], object]], sets: list[list[Tensor]], seconds: float) -> dict:
     """Run all variants in turn until the time is over; median milliseconds of a call."""
+    for name, run in list(runs.items()):
+        try:
+            for _ in range(3):
+                run(sets[0])
+        except (RuntimeError, AssertionError, ValueError) as refusal:  # heads, points or levels that it does not take
+            if name != "flash":
+                raise
+            print(f"flash refuses this: {str(refusal).splitlines()[0]}")
+            del runs[name]
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        for _ in range(3):
-            run(sets[0])
     end, turn = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or turn < 20:
         for name, run in runs.items():

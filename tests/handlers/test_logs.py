@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import torch
 from ignite.engine import Engine, Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dinomed.handlers.logs import Table, TrainingLog, ValidationLog, side_by_side
+from dinomed.errors import InputError
+from dinomed.handlers.logs import TrainingLog, ValidationLog, coloured_side_by_side, side_by_side
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -94,25 +97,6 @@ def test_error_of_the_run_is_passed_on(tmp_path: Path) -> None:
         engine.run([1])
 
 
-def test_first_row_replaces_later_steps_and_half_written_rows(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text("step,loss\r\n1,0.5\r\n2,0.4\r\n3,0.3\r\n4,0")
-    table = Table(path)
-    table.append({"step": 3, "loss": 0.25})
-    table.append({"step": 4, "loss": 0.2})
-    assert [tuple(row.values()) for row in read(path)] == [("1", "0.5"), ("2", "0.4"), ("3", "0.25"), ("4", "0.2")]
-    path.write_text("step,loss\r\n1,0.5\r\n2")
-    Table(path).append({"step": 3, "loss": 0.25})
-    assert steps(path) == [1, 3]
-
-
-def test_table_follows_new_columns(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text("step,old\r\n1,7\r\n")
-    Table(path).append({"step": 2, "new": 9})
-    assert read(path) == [{"step": "1", "new": ""}, {"step": "2", "new": "9"}]
-
-
 def validate(log: ValidationLog, score: float, epoch: int) -> None:
     def step(engine: Engine, batch: int) -> list[dict[str, torch.Tensor]]:
         return [{"image": torch.rand(3, 6, 5), "label": torch.ones(1, 6, 5), "pred": torch.ones(1, 6, 5)}] * 2
@@ -163,3 +147,39 @@ def test_picture_of_nothing_is_dark(value: float) -> None:
         "pred": torch.zeros(1, 2, 2),
     }
     assert not side_by_side(empty).any()
+
+
+def test_colour_picture_shows_labels_in_the_voc_colours() -> None:
+    image = torch.zeros(3, 1, 2)
+    image[0, 0, 1] = 2.0
+    label, pred = torch.tensor([[[1, 255]]]), torch.tensor([[[4, 0]]], dtype=torch.uint8)
+    picture = coloured_side_by_side({"image": image, "label": label, "pred": pred})
+    assert picture.shape == (3, 1, 6)
+    colours = (picture[:, 0].T * 255).round().int().tolist()
+    assert colours == [[0, 0, 0], [255, 0, 0], [128, 0, 0], [224, 224, 192], [0, 0, 128], [0, 0, 0]]
+
+
+def test_rows_are_there_as_json_lines_too(tmp_path: Path) -> None:
+    train(tmp_path, 1)
+    validate(ValidationLog(tmp_path), float("nan"), epoch=1)
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["step"], row["loss"]) for row in logged] == [(1, 2, 1.5), (1, 4, 3.5), (1, 5, 5.0)]
+    assert json.loads((tmp_path / "validation.jsonl").read_text()) == {"epoch": 1, "step": 10, "dice": None}
+
+
+def test_without_tensorboard_the_files_remain(tmp_path: Path) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.5)
+    engine = Engine(lambda engine, batch: {"loss": torch.tensor(1.0)})
+    TrainingLog(tmp_path, optimizer, tensorboard=False).attach(engine)
+    engine.run(range(2))
+    validate(ValidationLog(tmp_path, tensorboard=False), 0.5, epoch=1)
+    names = {"log.csv", "log.jsonl", "validation.csv", "validation.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_missing_tensorboard_is_said_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.5)
+    for build in (lambda: TrainingLog(tmp_path, optimizer), lambda: ValidationLog(tmp_path)):
+        with pytest.raises(InputError, match=r"pip install tensorboard, or set tensorboard to false"):
+            build()

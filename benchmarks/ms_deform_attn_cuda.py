@@ -4,9 +4,9 @@ Shapes are those of the DINOv3 adapter at batch 8, and one of a detector with fo
 events around single calls, taken in turn after a warm-up; inputs rotate, so that they do not all stay in the cache.
 `x floor` compares with reading every input and writing every output once at the speed of a large copy in this run.
 Others are measured where they can be imported: `detr`, the Deformable-DETR kernel (MultiScaleDeformableAttention),
-which takes float32 only, so half-precision values are widened for it; and in mode `fused` with half-precision values `flash`,
-FlashDeformAttn (DCNv4), which does the softmax itself, takes locations in half precision and refuses some heads, points
-and levels, where it has no line.
+which takes float32 only, so half-precision values are widened for it; and in mode `fused` with half-precision values
+`flash`, FlashDeformAttn (DCNv4), which does the softmax itself, takes locations in half precision and refuses some
+heads, points and levels, where it has no line.
 
     python benchmarks/ms_deform_attn_cuda.py --seconds 1
 """

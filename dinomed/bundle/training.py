@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine
-from torch import distributed, nn
+from torch import nn
 
 from dinomed.bundle.checkpoint import load_network
-from dinomed.errors import InputError
-from dinomed.handlers.logs import ValidationLog
-from dinomed.handlers.resume import BestWeights
+from dinomed.bundle.distribution import (
+    distribute,
+    join_processes,
+    leave_processes,
+    process_count,
+    process_device,
+    process_rank,
+)
+from dinomed.handlers.processes import bare
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "connect",
+    "distribute",
+    "join_processes",
+    "leave_processes",
+    "parameter_groups",
+    "prepare_run",
+    "process_count",
+    "process_device",
+    "process_rank",
+    "start_network",
+]
 
 
 def prepare_run(seed: int, deterministic: bool = True) -> None:
@@ -60,19 +77,21 @@ def start_network(network: nn.Module, initial_weights: str | Path | None, device
 def parameter_groups(network: nn.Module, learning_rate: float, backbone_learning_rate: float) -> list[dict[str, Any]]:
     """Sort trainable parameters into groups: backbone or rest, with weight decay or without.
 
-    Norms, biases and other vectors are not decayed.
+    Norms, biases and other vectors are not decayed. A frozen backbone has no group.
 
     Args:
-        network: a `Segmenter`, perhaps with an adapter around its backbone.
+        network: a `Segmenter`, perhaps with an adapter around its backbone, or a `SegFormer`, whose encoder counts as
+            the backbone.
         learning_rate: of everything that is not the backbone.
         backbone_learning_rate: of the backbone.
 
     Returns:
         Groups for a PyTorch optimiser; the first one is decayed and not of the backbone.
+
+    Raises:
+        ValueError: if the network has neither.
     """
-    inner: Any = network.module if hasattr(network, "module") else network
-    backbone = getattr(inner.backbone, "backbone", inner.backbone)
-    inside = {id(parameter) for parameter in backbone.parameters()}
+    inside = {id(parameter) for parameter in _backbone_parameters(bare(network))}
     groups = []
     for rate, of_backbone in ((learning_rate, False), (backbone_learning_rate, True)):
         for decayed in (True, False):
@@ -88,59 +107,18 @@ def parameter_groups(network: nn.Module, learning_rate: float, backbone_learning
     return groups
 
 
+def _backbone_parameters(network: Any) -> Iterable[nn.Parameter]:
+    if hasattr(network, "backbone"):
+        return getattr(network.backbone, "backbone", network.backbone).parameters()
+    if hasattr(network, "parameter_groups"):
+        return next(group["params"] for group in network.parameter_groups(1.0) if group["name"] == "encoder")
+    raise ValueError(
+        f"a {type(network).__name__} has no backbone whose learning rate could be set; take a Segmenter or a SegFormer"
+    )
+
+
 def connect(trainer: Engine, handlers: list[Any]) -> None:
-    """Tell the evaluator's handlers which trainer they belong to."""
+    """Tell the evaluator's handlers that want to know which trainer they belong to."""
     for handler in handlers:
-        if isinstance(handler, BestWeights | ValidationLog):
+        if hasattr(handler, "follow"):
             handler.follow(trainer)
-
-
-def process_count() -> int:
-    """Number of processes that torchrun started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def process_device() -> torch.device:
-    """Device of this process: its own GPU, or the CPU where there is none."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def join_processes() -> None:
-    """Meet the other processes; through NCCL on GPUs, through Gloo on CPUs.
-
-    Raises:
-        InputError: if torchrun did not start this process.
-    """
-    if "RANK" not in os.environ:
-        raise InputError(
-            "multi_gpu_train.yaml needs torchrun; start it with torchrun --nproc_per_node N -m monai.bundle run ..."
-        )
-    if distributed.is_initialized():
-        return
-    device = process_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if distributed.get_rank() != 0:
-        logging.getLogger().setLevel(logging.WARNING)
-
-
-def leave_processes() -> None:
-    """Part from the other processes."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
-def distribute(network: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a network so that all processes train it together.
-
-    Batch norm sees the slices of all processes on GPUs; PyTorch has no such batch norm for CPUs, where each process
-    normalises its own slices and the running statistics are those of the first.
-    """
-    join_processes()
-    if device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        return nn.parallel.DistributedDataParallel(network, device_ids=[device.index])
-    return nn.parallel.DistributedDataParallel(network)

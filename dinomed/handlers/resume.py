@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from dinomed.errors import WeightsError
+from dinomed.errors import InputError, WeightsError
 from dinomed.handlers.divergence import batch_files, diverged, finite
 from dinomed.handlers.processes import gathered, rank
 from dinomed.handlers.random_states import random_states, restore_random_states
@@ -135,9 +135,11 @@ class ResumableCheckpoint:
         """Continue from the checkpoint if there is one.
 
         Raises:
+            InputError: if epochs are not as long as the data loader, which would make a resumed run see other data.
             WeightsError: if it is damaged, or was written by a run with other settings, another network or another
                 version of this package, or if only some processes see it.
         """
+        _check_length(engine)
         here = self.path.is_file()
         if any(seen != here for seen in gathered(here)):
             raise WeightsError(
@@ -212,6 +214,16 @@ class ResumableCheckpoint:
                 f"{self.path}: the state of its optimiser, schedule, parts or random numbers does not fit this run "
                 f"({type(error).__name__}); choose another output_dir to start anew"
             ) from error
+
+
+def _check_length(engine: Engine) -> None:
+    """Refuse epochs that end within the data: Ignite goes on there, but a new process begins at the beginning."""
+    loader = engine.state.dataloader
+    if isinstance(loader, Sized) and len(loader) != engine.state.epoch_length:
+        raise InputError(
+            f"an epoch has {engine.state.epoch_length} batches, but the data loader gives {len(loader)}, so that a "
+            "resumed run would see other data; make them equal, for example by samples_per_epoch of an EpochSampler"
+        )
 
 
 class BestWeights:

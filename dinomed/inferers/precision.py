@@ -10,6 +10,8 @@ from monai.inferers import SimpleInferer
 from torch import Tensor
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+TRAINING_PRECISIONS = (*PRECISIONS, "float16")
+"""Training may use float16 too, whose gradients then need scaling (`dinomed.handlers.scaling.LossScaling`)."""
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -38,18 +40,19 @@ class AutocastInferer(SimpleInferer):
     """Run the network under autocast and hand out float32, for training; parameters stay float32.
 
     Args:
-        precision: "auto", "float32" or "bfloat16".
+        precision: "auto", "float32", "bfloat16" or "float16".
     """
 
     def __init__(self, precision: str = "auto") -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
+        if precision not in TRAINING_PRECISIONS:
+            raise ValueError(f"precision {precision!r} is unknown; choose from {', '.join(TRAINING_PRECISIONS)}")
         self.precision = precision
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Return float32 logits for inputs (B, C, H, W)."""
-        dtype = resolve_precision(self.precision, inputs.device)
+        half = self.precision == "float16"
+        dtype = torch.float16 if half else resolve_precision(self.precision, inputs.device)
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits: Tensor = network(inputs, *args, **kwargs)
         return logits.float()

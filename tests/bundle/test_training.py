@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine
 from torch import distributed, nn
 
-from dinomed.bundle import training
+from dinomed.bundle import distribution
 from dinomed.bundle.training import (
     connect,
     distribute,
@@ -162,7 +162,7 @@ def test_processes_meet_wrap_the_network_and_part(monkeypatch: pytest.MonkeyPatc
     given = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in given.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(training, "process_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(distribution, "process_device", lambda: torch.device("cpu"))
     network = distribute(nn.Linear(2, 2), torch.device("cpu"))
     try:
         join_processes()  # a second time changes nothing

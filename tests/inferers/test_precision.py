@@ -48,7 +48,7 @@ def test_unknown_precision_is_refused_with_the_choices() -> None:
             build()
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_network_computes_in_the_precision_and_gives_float32(name: str) -> None:
     network = Recorder()
     with warnings.catch_warnings():

@@ -230,6 +230,7 @@ def create_backbone(
     frozen: bool = True,
     layers: Sequence[int] | None = None,
     *,
+    gradient_checkpointing: bool = False,
     norm_eps: float | None = None,
     rope_bfloat16: bool | None = None,
     **timm_options: Any,
@@ -241,6 +242,7 @@ def create_backbone(
         weights: A file or folder for `load_weights`, "timm" for timm's hub, or None for a random start.
         frozen: Keep the network in evaluation mode and without gradients.
         layers: Tapped layers, rising, counted from 0 (negative from the end); None takes the published ones.
+        gradient_checkpointing: Recompute the blocks' activations in the backward pass, which saves memory in training.
         norm_eps: Epsilon of every LayerNorm, where it must differ from the name's own.
         rope_bfloat16: Position table in bfloat16, where it must differ from the name's own.
         **timm_options: For timm's constructor, e.g. `embed_dim`, `depth`, `num_heads` (ConvNeXt: `depths`, `dims`) for
@@ -274,7 +276,7 @@ def create_backbone(
         )
     if weights is not None:
         load_weights(backbone, weights)
-    return backbone.set_frozen(frozen)
+    return backbone.set_grad_checkpointing(gradient_checkpointing).set_frozen(frozen)
 
 
 def _default_layers(spec: BackboneSpec, depth: int) -> Sequence[int]:

@@ -205,6 +205,23 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_option_turns_gradient_checkpointing_on_and_keeps_random_depth(name: str) -> None:
+    """Each block runs again in the backward pass, with the same draws as in the forward pass."""
+    image, gradients = random_image(2, 3, 64, 64), []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        backbone = small_backbone(name, frozen=False, gradient_checkpointing=enable, drop_path_rate=0.5).train()
+        model = backbone.model
+        block, runs = model.blocks[-1] if hasattr(model, "blocks") else model.stages[-1].blocks[-1], []
+        block.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        torch.manual_seed(1)
+        backbone(image)[-1].square().sum().backward()
+        assert len(runs) == 1 + enable
+        gradients.append([p.grad for p in backbone.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_chosen_layers_are_those_of_the_full_list(name: str) -> None:
     image = random_image(1, 3, 64, 64)
     full, chosen = small_backbone(name), small_backbone(name, layers=(1, -1))

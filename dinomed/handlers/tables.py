@@ -1,97 +1,166 @@
-"""Tables of an evaluation: Dice by case and label, as CSV and JSON."""
+"""Tables of an evaluation: by case, by label, by both, and the confusion matrix; as CSV, and as one JSON file."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-import logging
-import math
+import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from torch import Tensor
 
-from dinomed.metrics.overlap import confusion_matrix, dice_scores, group_confusion
+from dinomed.metrics.case_scores import IMAGE_KINDS, VOLUME_KINDS, CaseScores, Row, image_rows
+from dinomed.metrics.overlap import segmentation_scores
+from dinomed.transforms.provenance import to_json
 
-logger = logging.getLogger(__name__)
+SCHEMA = "dinomed-evaluation-1"
+WORST = {"dice": min, "nsd": min, "hd95_mm": max}
+DIGITS = 4
 
 
-class DiceTable:
-    """Write `dice.csv` (a row a case) and `dice.json` (cases and means) when an evaluation ends.
+def pooled_confusion(cases: Sequence[CaseScores], labels: int) -> Tensor:
+    """Add up the confusion matrices of all cases: (labels, labels) int64."""
+    total = torch.zeros(labels, labels, dtype=torch.int64)
+    for case in cases:
+        total += case.confusion  # sparse
+    return total
+
+
+def class_rows(cases: Sequence[CaseScores], regions: bool = False) -> list[Row]:
+    """Return one row per label, or per union of labels: its scores' mean, median and worst over the cases.
 
     Args:
-        folder: where the files go.
-        label_names: of the label maps, background first.
-        num_classes: classes of the reference label maps.
-        class_groups: groups of these classes that make the labels; None where each class is a label.
-        region_groups: unions of classes that are scored too, by name.
+        cases: Cases of volumes.
+        regions: Whether to give the unions.
     """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        label_names: Sequence[str],
-        num_classes: int,
-        class_groups: Sequence[Sequence[int]] | None = None,
-        region_groups: Mapping[str, Sequence[int]] | None = None,
-    ) -> None:
-        self.folder = Path(folder)
-        self.label_names = list(label_names)
-        self.num_classes = num_classes
-        self.class_groups = class_groups
-        self.region_groups = dict(region_groups or {})
-        self.rows: list[dict[str, Any]] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator whose output items hold "pred" and "label"."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add_batch)
-        engine.add_event_handler(Events.COMPLETED, self.write)
-
-    def add_batch(self, engine: Engine) -> None:
-        """Score the cases of a batch."""
-        for item, batch in zip(engine.state.output, engine.state.batch, strict=True):
-            name = Path(str(batch["image"].meta.get("filename_or_obj", len(self.rows)))).name
-            self.rows.append({"case": name, **self.score(item["pred"], item["label"])})
-            logger.info("%s: %s", name, _rounded(self.rows[-1]))
-
-    def score(self, predicted: torch.Tensor, reference: torch.Tensor) -> dict[str, float | None]:
-        """Dice by label and region of one case; None where neither map has it."""
-        confusion = confusion_matrix(torch.as_tensor(predicted), torch.as_tensor(reference), self.num_classes)
-        if self.class_groups is not None:  # the prediction already holds labels, the reference still classes
-            rows = torch.stack([confusion[list(group)].sum(0) for group in self.class_groups])
-            confusion = rows[:, : len(self.class_groups)]
-        scores = dict(zip(self.label_names[1:], dice_scores(confusion)[1:].tolist(), strict=True))
-        if self.class_groups is None:
-            for name, members in self.region_groups.items():
-                rest = [k for k in range(self.num_classes) if k not in members]
-                scores[name] = float(dice_scores(group_confusion(confusion, [rest, list(members)]))[1])
-        return {name: None if math.isnan(score) else score for name, score in scores.items()}
-
-    def write(self, engine: Engine) -> None:
-        """Write both files; each through a temporary name."""
-        if not self.rows:
-            return
-        names = [name for name in self.rows[0] if name != "case"]
-        means: dict[str, Any] = {}
-        for name in names:
-            values = [row[name] for row in self.rows if row[name] is not None]
-            means[name] = sum(values) / len(values) if values else None
-        means, rows = _rounded(means), [_rounded(row) for row in self.rows]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / ".dice.csv.tmp"
-        with temporary.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, fieldnames=["case", *names])
-            writer.writeheader()
-            writer.writerows([*rows, {"case": "mean", **means}])
-        temporary.replace(self.folder / "dice.csv")
-        temporary = self.folder / ".dice.json.tmp"
-        temporary.write_text(json.dumps({"mean": means, "cases": rows}, indent=2, allow_nan=False) + "\n")
-        temporary.replace(self.folder / "dice.json")
-        logger.info("mean Dice: %s; tables in %s", means, self.folder)
+    rows = []
+    for same in zip(*(case.regions if regions else case.labels for case in cases), strict=True):
+        row: Row = {"label": same[0]["label"], "name": same[0]["name"], **_presence(same)}
+        for kind in VOLUME_KINDS:
+            values = [each[kind] for each in same if each[kind] is not None]
+            row[f"{kind}_mean"] = statistics.fmean(values) if values else None
+            row[f"{kind}_median"] = statistics.median(values) if values else None
+            row[f"{kind}_worst"] = WORST[kind](values) if values else None
+        for key in ("reference_voxels", "predicted_voxels"):
+            row[key] = sum(each[key] for each in same)
+        rows.append(row)
+    return rows
 
 
-def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+def image_class_rows(
+    cases: Sequence[CaseScores], label_names: Sequence[str], ignore_index: int | None = None
+) -> list[Row]:
+    """Return one row per label: its scores over the pixels of all pictures together."""
+    by_case = zip(*(case.labels for case in cases), strict=True)
+    rows = image_rows(pooled_confusion(cases, len(label_names)), label_names, ignore_index)
+    scores = ("label", "name")
+    return [
+        {key: row[key] for key in scores} | _presence(same) | {key: row[key] for key in row if key not in _OWN}
+        for row, same in zip(rows, by_case, strict=True)
+    ]
+
+
+_OWN = ("label", "name", "found")
+
+
+def _presence(same: Sequence[Row]) -> Row:
+    kinds = [row["found"] for row in same]
+    return {
+        "cases": kinds.count("both") + kinds.count("missed"),
+        "missed": kinds.count("missed"),
+        "spurious": kinds.count("spurious"),
+    }
+
+
+def summary(cases: Sequence[CaseScores], classes: Sequence[Row], is_volume: bool, confusion: Tensor) -> Row:
+    """Return the scores of the whole evaluation by name; None where nothing speaks of one.
+
+    For volumes each is the mean over labels of their means over cases, for pictures that of all pixels together.
+
+    Args:
+        cases: All cases.
+        classes: A row per label.
+        is_volume: Which kind the cases are.
+        confusion: (labels, labels), of all cases.
+    """
+    if is_volume:
+        means = {}
+        for kind in VOLUME_KINDS:
+            known = [row[f"{kind}_mean"] for row in classes if row[f"{kind}_mean"] is not None]
+            means[f"mean_{kind}"] = statistics.fmean(known) if known else None
+        return {"cases": len(cases), **means}
+    ignored = sorted(set(range(len(confusion))) - {row["label"] for row in classes})
+    scores = segmentation_scores(confusion, None, ignored[0] if ignored else None)
+    kinds = (*(f"mean_{kind}" for kind in IMAGE_KINDS), "pixel_accuracy")
+    return {"cases": len(cases), **{kind: scores.get(kind) for kind in kinds}}
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV with a header; numbers rounded, what there is none of left empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _plain_cell(value) for key, value in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def _plain_cell(value: Any) -> Any:
+    """Round numbers; a text that a spreadsheet would take for a formula becomes a text to it too."""
+    if isinstance(value, float):
+        return round(value, DIGITS)
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value
+
+
+def case_rows(cases: Sequence[CaseScores]) -> list[Row]:
+    """Return one row per case: its means."""
+    return [{"case": case.case, **case.summary} for case in cases]
+
+
+def score_rows(cases: Sequence[CaseScores]) -> list[Row]:
+    """Return one row per case and label (and union of labels) that either map has."""
+    return [
+        {"case": case.case, **row}
+        for case in cases
+        for row in (*case.labels, *case.regions)
+        if row["found"] != "absent"
+    ]
+
+
+def confusion_csv(confusion: Tensor, label_names: Sequence[str]) -> str:
+    """Return the counts as CSV: a row per reference label, a column per predicted one, by name."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["reference \\ predicted", *map(_plain_cell, label_names)])
+    for name, row in zip(label_names, confusion.tolist(), strict=True):
+        writer.writerow([_plain_cell(name), *row])
+    return stream.getvalue()
+
+
+def to_json_text(
+    about: Mapping[str, Any], whole: Row, classes: Sequence[Row], regions: Sequence[Row], cases: Sequence[CaseScores]
+) -> str:
+    """Return everything but the confusion matrix as strict JSON: no NaN, null where there is no score."""
+    content = {
+        "schema": SCHEMA,
+        "about": about,
+        "summary": whole,
+        "classes": list(classes),
+        "regions": list(regions),
+        "cases": [
+            {"case": case.case, **case.summary, "labels": case.labels, "regions": case.regions} for case in cases
+        ],
+    }
+    return json.dumps(_rounded(to_json(content)), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from dinomed.metrics.native_size import labels_at_size
 
+CHUNK_VOXELS = 2**24
+"""Voxels that are counted at a time, so that a large scan's labels are never held in a wider type."""
+
 
 def confusion_matrix(predicted: Tensor, reference: Tensor, num_classes: int, ignore_index: int | None = None) -> Tensor:
     """Count how often each reference label met each predicted label.
@@ -31,19 +34,23 @@ def confusion_matrix(predicted: Tensor, reference: Tensor, num_classes: int, ign
     """
     if predicted.shape != reference.shape:
         raise ValueError(f"predicted has shape {tuple(predicted.shape)}, reference {tuple(reference.shape)}")
-    if ignore_index is not None:
-        counted = reference != ignore_index
-        predicted, reference = predicted[counted], reference[counted]
-    if predicted.numel() == 0:
-        return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=predicted.device)
-    for name, labels in (("predicted", predicted), ("reference", reference)):
-        if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-            raise ValueError(
-                f"{name} labels run from {int(labels.min())} to {int(labels.max())}; they must lie in "
-                f"0..{num_classes - 1}"
-            )
-    pairs = reference.reshape(-1).int() * num_classes + predicted.reshape(-1).int()
-    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+    counts = torch.zeros(num_classes**2, dtype=torch.int64, device=predicted.device)
+    given, wanted = (labels.reshape(-1).split(CHUNK_VOXELS) for labels in (predicted, reference))
+    for predicted, reference in zip(given, wanted, strict=True):
+        if ignore_index is not None:
+            counted = reference != ignore_index
+            predicted, reference = predicted[counted], reference[counted]
+        if predicted.numel() == 0:
+            continue
+        for name, labels in (("predicted", predicted), ("reference", reference)):
+            if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+                raise ValueError(
+                    f"{name} labels run from {int(labels.min())} to {int(labels.max())}; they must lie in "
+                    f"0..{num_classes - 1}"
+                )
+        pairs = reference.int() * num_classes + predicted.int()
+        counts += torch.bincount(pairs, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
 
 
 def group_confusion(confusion: Tensor, class_groups: Sequence[Sequence[int]]) -> Tensor:

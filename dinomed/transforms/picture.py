@@ -104,13 +104,13 @@ def _draw_planes(figure: Figure, planes: Sequence[Plane]) -> None:
         x_mm, y_mm = (left + right) / 2.0, (top + bottom) / 2.0
         for row in (0, 1):
             axes = figure.add_axes((0.006 + 0.25 * column, 0.515 - 0.46 * row, *PANEL))
-            _draw_plane(axes, plane, with_labels=row == 1)
+            draw_plane(axes, plane, with_labels=row == 1)
             axes.set_xlim(x_mm - half_x, x_mm + half_x)
             axes.set_ylim(y_mm + half_y, y_mm - half_y)
         _scale_bar(axes)
 
 
-def _draw_plane(axes: Axes, plane: Plane, with_labels: bool) -> None:
+def draw_plane(axes: Axes, plane: Plane, with_labels: bool) -> None:
     """Draw one plane with its marks; with its labels, or with its heading."""
     height_mm, width_mm = (n * mm for n, mm in zip(plane.grey.shape, plane.size_mm, strict=True))
     extent = (0.0, width_mm, height_mm, 0.0)

@@ -1,4 +1,4 @@
-"""From a bundle and a scan to a label map on the scan's own grid: the only way in for the command line and services."""
+"""From a bundle and a scan to a label map on its own grid, or from a photograph to one of its size: the only way in."""
 
 from __future__ import annotations
 
@@ -17,17 +17,31 @@ from torch import nn
 from dinomed.bundle.checkpoint import load_network
 from dinomed.bundle.config import config_file, overlay_file, own_error, read_configs, resolve
 from dinomed.bundle.locate import find_bundle, read_metadata
-from dinomed.bundle.settings import check_overlay, read_settings
-from dinomed.errors import BundleError, DinomedError, InputError
+from dinomed.bundle.settings import InferenceSettings, check_overlay, read_settings
+from dinomed.errors import BundleError, DinomedError, InputError, WeightsError
 from dinomed.inferers.planes import PLANE_AXES
 from dinomed.inferers.precision import PRECISIONS, resolve_precision
+from dinomed.transforms.image_labels import LabelsAtImageSized
+from dinomed.transforms.image_reading import IMAGE_SUFFIXES
+from dinomed.transforms.image_results import ImagePrediction, ImageResultPaths, assemble_image_prediction
+from dinomed.transforms.natural_images import refuse_scan
 from dinomed.transforms.provenance import describe_transforms, file_sha256
 from dinomed.transforms.report import RunInfo, name_labels
 from dinomed.transforms.results import Prediction, ResultPaths, assemble_prediction
 
-__all__ = ["Prediction", "Predictor", "ResultPaths", "choose_device", "choose_planes"]
+__all__ = [
+    "ImagePrediction",
+    "ImageResultPaths",
+    "Prediction",
+    "Predictor",
+    "ResultPaths",
+    "choose_device",
+    "choose_planes",
+]
 
 Component = TypeVar("Component")
+
+INFERENCE: tuple[tuple[str, Any], ...] = (("inferer", Inferer), ("decide", Transform))
 
 
 class Predictor:
@@ -37,6 +51,7 @@ class Predictor:
         run: Model, device and settings, as every report states them.
         label_names: Name of each label value, background 0 included.
         frame: Frame of 4-D scans that the bundle or its overlay takes where none is asked for.
+        takes_pictures: Whether the bundle is for photographs and other flat pictures, not for scans.
     """
 
     def __init__(
@@ -54,6 +69,8 @@ class Predictor:
         self._preprocessing = _component(parser, root, "preprocessing", Compose)
         self._inferer = _component(parser, root, "inferer", Inferer)
         self._decide = _component(parser, root, "decide", Transform)
+        self.takes_pictures = isinstance(self._decide, LabelsAtImageSized)
+        self._background = None if "background_label" not in parser else resolve(parser, "background_label", root)
 
     @classmethod
     def from_bundle(
@@ -66,6 +83,7 @@ class Predictor:
         overlay: str | os.PathLike[str] | None = None,
         weights: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
+        tta: bool = False,
     ) -> Predictor:
         """Load a segmentation bundle.
 
@@ -76,7 +94,8 @@ class Predictor:
             planes: Planes to look along, such as "axial" or "axial,coronal"; None takes the bundle's choice.
             overlay: A variant of the bundle by name, or a YAML file that is merged after its inference config.
             weights: File to take instead of the bundle's own weights.
-            batch_size: Slices at a time; None takes the bundle's choice.
+            batch_size: Slices or windows at a time; None takes the bundle's choice.
+            tta: Average over scales and the mirrored picture, in bundles that offer it.
 
         Raises:
             BundleError: If the bundle or the overlay is absent or does not hold together.
@@ -90,20 +109,25 @@ class Predictor:
             raise InputError(f"the batch size must be 1 or more, not {batch_size}")
         root = find_bundle(bundle)
         files = [config_file(root, "inference"), *([] if overlay is None else [overlay_file(root, overlay)])]
-        overrides: dict[str, Any] = {"device": chosen}
-        if precision != "auto":
-            overrides["precision"] = precision
-        if planes is not None:
-            overrides["planes"] = list(choose_planes(planes))
-        if batch_size is not None:
-            overrides["batch_size"] = batch_size
-        if weights is not None:
-            overrides["ckpt_path"] = str(Path(weights).expanduser())
-        parser = read_configs(root, files, overrides)
+        overrides: dict[str, Any] = {
+            "precision": None if precision == "auto" else precision,
+            "planes": None if planes is None else list(choose_planes(planes)),
+            "batch_size": batch_size,
+            "ckpt_path": None if weights is None else str(Path(weights).expanduser()),
+            "tta": True if tta else None,
+        }
+        chosen_ids = {key: value for key, value in overrides.items() if value is not None}
+        parser = _read_parser(root, files, {"device": chosen, **chosen_ids})
         if overlay is not None:
             check_overlay(root, files[-1], parser)
-        settings = read_settings(parser, root)
+        settings = read_settings(parser, root) if "planes" in parser else _picture_settings(parser, root)
         checkpoint = Path(str(resolve(parser, "ckpt_path", root)))
+        if weights is None and not checkpoint.is_file():
+            raise WeightsError(
+                f"{checkpoint}: there is no such weights file; the bundle {root.name} comes without weights or lost "
+                f"them: train it (`dinomed train {root.name}`) and name the file that this writes, such as --weights "
+                "runs/train/best.pt"
+            )
         dtype = resolve_precision(settings.precision, chosen)
         preprocessing = _component(parser, root, "preprocessing", Compose)
         network = load_network(_component(parser, root, "network_def", nn.Module), checkpoint, chosen)
@@ -117,33 +141,31 @@ class Predictor:
             precision=str(dtype).removeprefix("torch."),
             planes=settings.planes,
             class_groups=settings.class_groups,
-            inference=tuple(
-                describe_transforms(
-                    [_component(parser, root, "inferer", Inferer), _component(parser, root, "decide", Transform)]
-                )
-            ),
+            inference=tuple(describe_transforms([_component(parser, root, *each) for each in INFERENCE])),
             preprocessing=tuple(describe_transforms(preprocessing)),
         )
         return cls(root, parser, network, chosen, run)
 
     def segment(
         self, path: str | os.PathLike[str], frame: int | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> Prediction:
-        """Segment one scan.
+    ) -> Prediction | ImagePrediction:
+        """Segment one scan, or one picture with a bundle for pictures.
 
         Args:
-            path: Volume file or DICOM series folder.
+            path: Volume file or DICOM series folder; or a picture.
             frame: Frame of a 4-D scan, from 0; None where there is only one, or the bundle's choice is meant.
-            progress: Called with the slices done and their number.
+            progress: Called with the slices (views, of a picture) done and their number.
 
         Returns:
-            Labels on the scan's own grid, with volumes, confidence and timings.
+            Labels on the scan's own grid or at the picture's own size, with amounts, confidence and timings.
 
         Raises:
             VolumeError: If the scan cannot be read or segmented.
-            InputError: If the memory does not suffice.
+            InputError: If the picture cannot be read, the bundle is for the other of the two, or the memory does not
+                suffice.
             DinomedError: If the network's output is not finite.
         """
+        self.check_kind(path)
         frame = self.frame if frame is None else frame
         self._choose_frame(frame)
         self._inferer.progress = progress or False
@@ -160,9 +182,35 @@ class Predictor:
                 raise
             raise explained from None
         del item["pred"]  # the probabilities of all classes, the largest thing here
+        image = item["image"]
+        if self.takes_pictures:
+            return assemble_image_prediction(
+                *(image, labels, self.label_names, self.run),
+                path=Path(path),
+                background_label=self._background,
+                timings_s=timings,
+            )
         return assemble_prediction(
-            item["image"], labels, self.label_names, self.run, path=Path(path), frame=frame, timings_s=timings
+            image, labels, self.label_names, self.run, path=Path(path), frame=frame, timings_s=timings
         )
+
+    def result_paths(self, folder: str | os.PathLike[str], case: str) -> ResultPaths | ImageResultPaths:
+        """Return where `save` puts the results of a case."""
+        return (ImageResultPaths if self.takes_pictures else ResultPaths).of(folder, case)
+
+    def check_kind(self, path: str | os.PathLike[str]) -> None:
+        """Refuse a scan where the bundle is for pictures, and the reverse, by the file's name.
+
+        Raises:
+            InputError: With the bundle that may have been meant.
+        """
+        if self.takes_pictures:
+            refuse_scan(path)
+        elif str(path).lower().endswith(IMAGE_SUFFIXES) and Path(path).is_file():
+            raise InputError(
+                f"{path} is a picture, and the bundle {self.root.name} reads scans (NIfTI, NRRD, MetaImage, MGH, "
+                "DICOM); take a bundle for pictures, such as ade20k_segmentation (see `dinomed bundle list`)"
+            )
 
     def _infer(self, image: Any) -> torch.Tensor:
         probs: torch.Tensor = self._inferer(image.as_tensor()[None].to(self.device), self.network)[0]
@@ -175,6 +223,8 @@ class Predictor:
         if frame == self._frame:
             return
         if "frame" not in self._parser:
+            if self.takes_pictures:
+                raise InputError(f"the bundle {self.root.name} is for pictures, which have no frames; leave frame out")
             raise BundleError(f"the bundle {self.root.name} takes no frame; its inference config lacks the id 'frame'")
         self._parser["frame"] = frame
         self._preprocessing = resolve(self._parser, "preprocessing", self.root)
@@ -217,6 +267,33 @@ def choose_planes(planes: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _read_parser(root: Path, files: Sequence[Path], overrides: dict[str, Any]) -> ConfigParser:
+    """Read the inference config, after refusing settings that the bundle has not and MONAI would take in silence."""
+    parser = read_configs(root, files)
+    for key, words in (("tta", "no test-time augmentation"), ("planes", "no planes; it is for flat pictures")):
+        if key in overrides and key not in parser:
+            raise InputError(f"the bundle {root.name} has {words}; leave --{key} out")
+    return read_configs(root, files, overrides)
+
+
+def _picture_settings(parser: ConfigParser, root: Path) -> InferenceSettings:
+    """Read the settings of a bundle for pictures.
+
+    Raises:
+        BundleError: If one is absent or cannot be used.
+    """
+    names = name_labels(resolve(parser, "label_names", root))
+    outputs, precision = resolve(parser, "num_classes", root), resolve(parser, "precision", root)
+    if len(names) != max(2, int(outputs)):
+        raise BundleError(
+            f"the configuration of {root.name} has {len(names)} label_names for {outputs} outputs of the network; "
+            "give one name for each"
+        )
+    if precision not in PRECISIONS:
+        raise BundleError(f"precision {precision!r} of {root.name} is unknown; choose from {', '.join(PRECISIONS)}")
+    return InferenceSettings(precision, (), names, None, None)
+
+
 def _component(parser: ConfigParser, root: Path, key: str, kind: type[Component]) -> Component:
     """Build an id of the config and check what it is, so that a wrong one is refused before a scan is read."""
     component = resolve(parser, key, root)
@@ -247,7 +324,7 @@ def _explained(error: BaseException, path: str | os.PathLike[str], device: torch
         cause = cause.__cause__
     if isinstance(cause, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(cause):
         return InputError(
-            f"{path}: the memory of the {device.type} does not suffice for this scan; "
+            f"{path}: the memory of the {device.type} does not suffice for it; "
             "use a smaller --batch-size, another --device, or a machine with more memory"
         )
     return None

@@ -1,4 +1,4 @@
-"""`dinomed segment`: label maps for scans, files or folders of them, with one model."""
+"""`dinomed segment`: label maps for scans or pictures, files or folders of them, with one model."""
 
 from __future__ import annotations
 
@@ -7,33 +7,45 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinomed.cli.cases import Case, find_cases
+from dinomed.cli.cases import Case, Refused, find_cases, find_picture_cases
 from dinomed.cli.run_log import CaseResult, RunLog, check_summary
-from dinomed.errors import DinomedError, InputError, OutputError
+from dinomed.errors import BundleError, DinomedError, InputError, OutputError
 
 if TYPE_CHECKING:
     from dinomed.predictor import Predictor
 
+DEFAULT_OUTPUT = "segmentation"
+
 EPILOG = """
 A folder stands for the scans in it and in the folders directly inside; one with DICOM files is one scan. Each case
-gives CASE_seg.nii.gz, CASE_seg.json and CASE_seg.png; cases that are done already, by the same model from the same
-scan, are skipped, so that a run that was stopped goes on where it was. One bad case does not stop the others.
+gives CASE_seg.nii.gz, CASE_seg.json and CASE_seg.png. With a bundle for pictures a folder stands for the pictures in it
+and in all folders inside, and each gives CASE_seg.png (the label map, at the picture's own size),
+CASE_seg_overlay.png, CASE_seg_side_by_side.png and CASE_seg.json. Cases that are done already, by the same model from
+the same scan, are skipped, so that a run that was stopped goes on where it was. One bad case does not stop the others.
 Exit status: 0 all is done, 2 an input was at fault, 1 an error in dinomed. Not a medical device.
 """
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the verb's arguments."""
-    parser = verbs.add_parser("segment", help="segment scans", description=__doc__, epilog=EPILOG)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="scan, DICOM folder, or folder of scans")
+    parser = verbs.add_parser("segment", help="segment scans or pictures", description=__doc__, epilog=EPILOG)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="scan, DICOM folder, picture, or folder of these")
     parser.add_argument("--bundle", required=True, metavar="NAME_OR_PATH", help="model, see `dinomed bundle list`")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the results, made if absent")
+    parser.add_argument(
+        "--output",
+        default=DEFAULT_OUTPUT,
+        metavar="DIR",
+        help=f"folder of the results, made if absent (default: {DEFAULT_OUTPUT})",
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto", help="auto (default), float32 or bfloat16")
     parser.add_argument("--planes", help="such as axial or axial,coronal; fewer are faster (default: the bundle's)")
     parser.add_argument("--overlay", metavar="NAME_OR_FILE", help="variant of the bundle, by name or as a YAML file")
     parser.add_argument("--weights", metavar="FILE", help="weights to use instead of the bundle's")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="slices at a time (default: the bundle's)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="slices or windows at a time (default: the bundle's)"
+    )
+    parser.add_argument("--tta", action="store_true", help="average over scales and the mirrored picture; slower")
     parser.add_argument("--frame", type=int, metavar="N", help="frame of 4-D scans, from 0")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -53,7 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dinomed.bundle.running import check_inputs_stay
     from dinomed.transforms.prediction import finish_stopped
 
     if not arguments.output:
@@ -63,11 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.overwrite:
         check_summary(output)
     finish_stopped(output)
-    cases, refused = find_cases(arguments.inputs)
-    if not cases:
-        raise InputError("\ndinomed: ".join(each.reason for each in refused))
-
-    check_inputs_stay([(case.path, case.name) for case in cases], output)
+    cases, refused = _find(arguments, output)
 
     from dinomed.predictor import Predictor
 
@@ -79,6 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
         overlay=arguments.overlay,
         weights=arguments.weights,
         batch_size=arguments.batch_size,
+        tta=arguments.tta,
     )
     with RunLog(output, predictor.run, len(cases) + len(refused)) as log:
         for each in refused:
@@ -88,6 +96,35 @@ def _run(arguments: argparse.Namespace) -> int:
             log.add(segment_case(predictor, case, output, arguments.frame, arguments.overwrite, log.advance))
         log.finish(as_json=arguments.json)
         return log.exit_status
+
+
+def _find(arguments: argparse.Namespace, output: Path) -> tuple[list[Case], list[Refused]]:
+    """Find the cases, and make sure that no result would replace one of them."""
+    if is_for_pictures(arguments.bundle):
+        from dinomed.data.datasets.pictures import check_pictures_stay as check_stay
+
+        cases, refused = find_picture_cases(arguments.inputs)
+    else:
+        from dinomed.bundle.running import check_inputs_stay as check_stay
+
+        cases, refused = find_cases(arguments.inputs)
+    if not cases:
+        raise InputError("\ndinomed: ".join(each.reason for each in refused))
+    check_stay([(case.path, case.name) for case in cases], output)
+    return cases, refused
+
+
+def is_for_pictures(bundle: str) -> bool:
+    """Whether a bundle is for pictures: its metadata call its data RGB, as MONAI's own bundles do.
+
+    Looked up before MONAI is imported, which takes seconds, so that a mistyped input is refused at once.
+    """
+    from dinomed.bundle.locate import find_bundle, read_metadata
+
+    try:
+        return str(read_metadata(find_bundle(bundle)).get("data_type", "")).upper() == "RGB"
+    except BundleError:  # the predictor says so in its turn, after the inputs
+        return False
 
 
 def check_output(folder: Path) -> None:
@@ -134,8 +171,8 @@ def segment_case(
         # Whatever is there now is our own and incomplete, or is to be replaced: `is_done` refuses the rest.
         paths = prediction.save(output, overwrite=True)
         result.status = "done"
-        result.outputs = [path.name for path in (paths.labels, paths.report, paths.picture)]
-        result.volumes_ml = prediction.volumes_ml
+        result.outputs = [path.name for path in vars(paths).values()]
+        result.volumes_ml = getattr(prediction, "volumes_ml", {})  # pictures have none
         result.message = "; ".join(prediction.warnings)
     except InputError as error:
         result.message, result.users_fault = str(error), True
@@ -153,17 +190,20 @@ def is_done(predictor: Predictor, case: Case, output: Path, frame: int | None) -
     Raises:
         OutputError: If there are results of another scan or model, which must not be lost.
     """
-    from dinomed.transforms.prediction import ResultPaths, read_report
+    from dinomed.transforms.image_prediction import is_own_png
+    from dinomed.transforms.prediction import read_report
     from dinomed.transforms.provenance import scan_sha256
     from dinomed.transforms.report import deciding, planned
     from dinomed.transforms.volume_checks import shown
 
     frame = predictor.frame if frame is None else frame
-    paths = ResultPaths.of(output, case.name)
+    paths = predictor.result_paths(output, case.name)
     existing = paths.existing()
     if not existing:
         return False
     report = read_report(paths.report)
+    if predictor.takes_pictures and not paths.report.exists() and all(is_own_png(path) for path in existing):
+        return False  # a run was stopped while it put its results in place
     try:
         checksum = scan_sha256(case.path)
     except OSError as error:
@@ -180,4 +220,4 @@ def is_done(predictor: Predictor, case: Case, output: Path, frame: int | None) -
             f"{shown(existing[0])} exists already and is not known to come from {differs}; "
             "pass --overwrite, or choose another output folder"
         )
-    return len(existing) == 3
+    return len(existing) == len(vars(paths))

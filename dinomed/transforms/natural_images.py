@@ -11,9 +11,11 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from torch.nn import functional
 
 from dinomed.errors import InputError
 from dinomed.transforms.image_reading import (
+    FORMATS,
     IGNORE_INDEX,
     PathLike,
     image_size,
@@ -23,15 +25,19 @@ from dinomed.transforms.image_reading import (
     renumber,
     size_difference,
 )
+from dinomed.transforms.volume_folders import is_volume_path
 
 __all__ = [
     "IGNORE_INDEX",
+    "FitShorterSided",
     "LoadImageRGBd",
     "LoadLabelMapd",
+    "fitted_size",
     "image_size",
     "read_image",
     "read_label_map",
     "read_pixels",
+    "refuse_scan",
     "renumber",
     "size_difference",
 ]
@@ -57,8 +63,80 @@ class LoadImageRGBd(MapTransform):
         """Copy of `data` with a picture under each key."""
         loaded = dict(data)
         for key in self.key_iterator(loaded):
-            loaded[key] = _meta_tensor(torch.from_numpy(read_image(loaded[key])), loaded[key])
+            try:
+                image = read_image(loaded[key])
+            except InputError:
+                refuse_scan(loaded[key])
+                raise
+            loaded[key] = _meta_tensor(torch.from_numpy(image), loaded[key])
         return loaded
+
+
+def refuse_scan(path: PathLike) -> None:
+    """Say of a scan, which no bundle for pictures can use, what it is.
+
+    Raises:
+        InputError: If the path is a NIfTI, NRRD, MetaImage, MGH or DICOM file, or a folder of DICOM files.
+    """
+    if is_volume_path(path):
+        raise InputError(
+            f"{path} is a scan, and this bundle reads pictures ({', '.join(FORMATS)}); take one for scans, such as "
+            "mri_head_segmentation (see `dinomed bundle list`)"
+        )
+
+
+class FitShorterSided(MapTransform):
+    """Resize pictures so that the shorter side has a given length, unless the longer one then exceeds its limit.
+
+    Linear, with a filter where the picture shrinks. The meta data stay those of the picture as it was loaded, so that
+    `LabelsAtImageSized` brings the result back to its size.
+
+    Args:
+        keys: Pictures (C, H, W), floating point.
+        shorter: Pixels of the shorter side; None leaves the size but for `longest`.
+        longest: Most pixels of the longer side; None for no limit.
+        allow_missing_keys: Whether entries may be absent.
+
+    Raises:
+        ValueError: If a length is no positive number.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        shorter: int | None = 512,
+        longest: int | None = 2048,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        for name, length in (("shorter", shorter), ("longest", longest)):
+            if length is not None and (not isinstance(length, int) or length < 1):
+                raise ValueError(f"{name} must be a number of pixels or null, not {length!r}")
+        self.shorter = shorter
+        self.longest = longest
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Copy of `data` with the pictures resized."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            image = out[key]
+            height, width = image.shape[-2:]
+            size = fitted_size(height, width, self.shorter, self.longest)
+            if size != (height, width):
+                plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+                resized = functional.interpolate(
+                    plain[None], size, mode="bilinear", align_corners=False, antialias=size[0] < height
+                )[0]
+                out[key] = MetaTensor(resized, meta=image.meta) if isinstance(image, MetaTensor) else resized
+        return out
+
+
+def fitted_size(height: int, width: int, shorter: int | None, longest: int | None) -> tuple[int, int]:
+    """Return height and width after `FitShorterSided`; a side never vanishes."""
+    scale = 1.0 if shorter is None else shorter / min(height, width)
+    if longest is not None:
+        scale = min(scale, longest / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class LoadLabelMapd(MapTransform):

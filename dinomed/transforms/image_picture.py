@@ -1,0 +1,132 @@
+"""What a picture's label map looks like: painted over the picture, and beside it with a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from dinomed.transforms.palette import colour_labels, voc_colours
+
+LONGEST_SIDE = 1600
+"""Pixels; larger pictures are drawn smaller. The label map itself always has the picture's size."""
+
+OPACITY = 0.55
+LEGEND_ROWS = 24
+"""Classes of which a legend tells, the largest first."""
+
+COLUMN_PIXELS = 250
+MARGIN, ROW_PIXELS = 10, 24
+
+
+def draw_overlay(
+    pixels: NDArray[np.uint8], labels: NDArray[np.integer], background_label: int | None = None
+) -> Image.Image:
+    """Paint a label map over its picture, half transparently, with the borders between classes in full colour.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        labels: (H, W).
+        background_label: Label that is left unpainted; None for none.
+
+    Returns:
+        RGB picture of at most `LONGEST_SIDE` pixels.
+    """
+    small, found = _drawn_small(pixels, labels)
+    colours = colour_labels(found).astype(np.float32)
+    opacity = np.full(found.shape, OPACITY, dtype=np.float32)
+    opacity[_borders(found)] = 1.0
+    if background_label is not None:
+        opacity[found == background_label] = 0.0
+    mixed = small + opacity[..., None] * (colours - small)
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def draw_side_by_side(
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    rows: Sequence[Mapping[str, Any]],
+    background_label: int | None = None,
+) -> Image.Image:
+    """Show the picture, the picture with its label map painted over it, and a legend of the classes found.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        labels: (H, W).
+        rows: For each class its `value`, `name`, `pixels` and `share`; those without pixels are left out.
+        background_label: As for `draw_overlay`.
+
+    Returns:
+        RGB picture.
+    """
+    overlay = draw_overlay(pixels, labels, background_label)
+    plain = Image.fromarray(pixels).resize(overlay.size, Image.Resampling.BOX)
+    found = sorted((row for row in rows if row["pixels"]), key=lambda row: -int(row["pixels"]))
+    width = max(2 * overlay.width + 3 * MARGIN, COLUMN_PIXELS + 2 * MARGIN)
+    columns = max(1, (width - MARGIN) // COLUMN_PIXELS)
+    listed = found[:LEGEND_ROWS]
+    lines = -(-(len(listed) + (len(found) > len(listed))) // columns)
+    sheet = Image.new("RGB", (width, overlay.height + 3 * MARGIN + lines * ROW_PIXELS), "white")
+    sheet.paste(plain, (MARGIN, MARGIN))
+    sheet.paste(overlay, (overlay.width + 2 * MARGIN, MARGIN))
+    texts = [(row, f"{row['name']}  {100 * row['share']:.1f} %") for row in listed]
+    if len(found) > len(listed):
+        texts.append(({}, f"and {len(found) - len(listed)} smaller ones"))
+    _draw_legend(ImageDraw.Draw(sheet), texts, overlay.height + 2 * MARGIN, columns)
+    return sheet
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, texts: Sequence[tuple[Mapping[str, Any], str]], top: int, columns: int
+) -> None:
+    for index, (row, text) in enumerate(texts):
+        x = MARGIN + index % columns * COLUMN_PIXELS
+        y = top + index // columns * ROW_PIXELS
+        if row:
+            colour = tuple(int(value) for value in voc_colours(int(row["value"]) + 1)[-1])
+            draw.rectangle((x, y + 3, x + 17, y + 20), fill=colour, outline="black")
+        draw.text((x + 25, y + 4), _fitting(draw, text, COLUMN_PIXELS - 30), fill="black", font=_font())
+
+
+def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """Shorten a text in its middle until it fits, so that a share at its end stays."""
+    name, gap, share = text.rpartition("  ")
+    while len(name) > 4 and draw.textlength(text, font=_font()) > width:
+        name = name[:-1]
+        text = f"{name.rstrip()}…{gap}{share}"
+    return text
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 13)
+
+
+def _drawn_small(
+    pixels: NDArray[np.uint8], labels: NDArray[np.integer]
+) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
+    """Reduce picture and label map to a size that can be looked at; labels by their nearest pixel."""
+    height, width = labels.shape
+    scale = min(1.0, LONGEST_SIDE / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if size == (height, width):
+        return pixels.astype(np.float32), labels
+    small = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BOX)
+    rows, columns = (
+        ((np.arange(few) + 0.5) * many / few).astype(np.int64) for few, many in zip(size, (height, width), strict=True)
+    )
+    return np.asarray(small, dtype=np.float32), labels[rows[:, None], columns[None]]
+
+
+def _borders(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Mark pixels whose right or lower neighbour has another label."""
+    marks = np.zeros(labels.shape, dtype=bool)
+    marks[:, :-1] |= labels[:, 1:] != labels[:, :-1]
+    marks[:-1] |= labels[1:] != labels[:-1]
+    return marks

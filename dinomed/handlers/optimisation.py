@@ -19,6 +19,7 @@ __all__ = [
     "EpochOfData",
     "StepSchedule",
     "StopAtNaN",
+    "WarmupSchedule",
     "group_position",
     "optimiser_steps",
     "warmup_cosine",
@@ -46,7 +47,7 @@ def optimiser_steps(max_epochs: int, steps_per_epoch: int, accumulation_steps: i
 
 def warmup_polynomial(
     optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int, power: float = 0.9
-) -> torch.optim.lr_scheduler.LambdaLR:
+) -> WarmupSchedule:
     """Learning rate that rises linearly, then falls to zero as (1 - progress)^power, counted in optimiser steps.
 
     Args:
@@ -58,12 +59,14 @@ def warmup_polynomial(
     Raises:
         ValueError: if the warm-up is not shorter than the whole.
     """
-    return _warmup(optimizer, warmup_steps, total_steps, lambda progress: (1 - progress) ** power)
+    return WarmupSchedule(
+        optimizer, f"polynomial {power}", warmup_steps, total_steps, lambda progress: (1 - progress) ** power
+    )
 
 
 def warmup_cosine(
     optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0
-) -> torch.optim.lr_scheduler.LambdaLR:
+) -> WarmupSchedule:
     """Learning rate that rises linearly, then falls along half a cosine, counted in optimiser steps.
 
     Args:
@@ -78,28 +81,49 @@ def warmup_cosine(
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, equation 5, with
         one period.
     """
-    return _warmup(
+    return WarmupSchedule(
         optimizer,
+        f"cosine {final_factor}",
         warmup_steps,
         total_steps,
         lambda progress: final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2,
     )
 
 
-def _warmup(
-    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int, decay: Callable[[float], float]
-) -> torch.optim.lr_scheduler.LambdaLR:
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(
-            f"warmup_steps is {warmup_steps} and the whole training takes {total_steps} steps; shorten the warm-up"
-        )
+class WarmupSchedule(torch.optim.lr_scheduler.LambdaLR):
+    """Learning rate that rises linearly to the peak and then follows a decay, counted in optimiser steps.
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        return decay(min(1.0, (step - warmup_steps) / (total_steps - warmup_steps)))
+    Args:
+        optimizer: whose groups' learning rates are the peak.
+        kind: name of the decay, by which a resumed run knows it again.
+        warmup_steps: steps until the peak.
+        total_steps: step at which the decay is complete.
+        decay: maps the progress after the peak, from 0 to 1, to a factor of the peak.
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    Raises:
+        ValueError: if the warm-up is not shorter than the whole.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        kind: str,
+        warmup_steps: int,
+        total_steps: int,
+        decay: Callable[[float], float],
+    ) -> None:
+        if not 0 <= warmup_steps < total_steps:
+            raise ValueError(
+                f"warmup_steps is {warmup_steps} and the whole training takes {total_steps} steps; shorten the warm-up"
+            )
+        self.kind = kind
+
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / (warmup_steps + 1)
+            return decay(min(1.0, (step - warmup_steps) / (total_steps - warmup_steps)))
+
+        super().__init__(optimizer, factor)
 
 
 def group_position(engine: Engine) -> tuple[int, int]:

@@ -16,8 +16,9 @@ def dice_of_classes(
 ) -> Tensor:
     """Soft Dice coefficients of some classes, pooled over the batch."""
     scores = []
+    by_class = probs.unbind(dim=1)  # in the backward pass an index would fill a gradient of all classes for each class
     for index in present:
-        given, wanted = probs[:, index], labels == index
+        given, wanted = by_class[index], labels == index
         if counted is not None:
             given = given.masked_fill(~counted, 0)
         overlap = (given * wanted).sum()

@@ -56,8 +56,9 @@ def lovasz_softmax(
     counted = pixels.counted
     labels = pixels.labels.flatten() if counted is None else pixels.labels[counted]
     losses = []
+    by_class = pixels.log_probs.unbind(dim=1)  # an index would fill a gradient of all classes for each class
     for index in present:
-        probs = pixels.log_probs[:, index].exp()
+        probs = by_class[index].exp()
         probs = probs.flatten() if counted is None else probs[counted]
         wanted = labels == index
         losses.append(lovasz_extension_of_jaccard_loss(torch.where(wanted, 1 - probs, probs), wanted))

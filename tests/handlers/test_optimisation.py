@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +9,16 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from dinomed.handlers.optimisation import ClipGradients, EpochOfData, StepSchedule, StopAtNaN, warmup_polynomial
+from dinomed.handlers.optimisation import (
+    ClipGradients,
+    EpochOfData,
+    StepSchedule,
+    StopAtNaN,
+    optimiser_steps,
+    warmup_cosine,
+    warmup_polynomial,
+)
+from dinomed.handlers.scaling import LossScaling
 
 
 def optimizer(rate: float = 2.0) -> torch.optim.Optimizer:
@@ -51,6 +61,22 @@ def test_power_bends_the_decay() -> None:
     assert rates(0, 4, power=2.0) == pytest.approx([2.0, 2 * 0.75**2, 2 * 0.5**2, 2 * 0.25**2, 0.0])
 
 
+def test_cosine_rises_linearly_then_falls_along_half_a_wave() -> None:
+    tool = optimizer()
+    schedule = warmup_cosine(tool, 2, 10, final_factor=0.1)
+    seen = []
+    for _ in range(12):
+        seen.append(tool.param_groups[0]["lr"] / 2)
+        tool.step()
+        schedule.step()
+    wave = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(9)]
+    assert seen == pytest.approx([1 / 3, 2 / 3, *wave, 0.1])
+    assert seen[6] == pytest.approx(0.55)
+    assert (
+        warmup_cosine(tool, 2, 10).kind != warmup_cosine(tool, 2, 10, 0.1).kind != warmup_polynomial(tool, 2, 10).kind
+    )
+
+
 def test_rate_stays_zero_after_the_end() -> None:
     tool = optimizer()
     schedule = warmup_polynomial(tool, 0, 2)
@@ -85,6 +111,68 @@ def test_gradients_are_clipped_before_the_step() -> None:
     engine = trainer(network, [ClipGradients(network, 0.5)], batches=1)
     engine.run()
     assert float(network.weight.detach()) == pytest.approx(100 - 0.1 * 0.5, rel=1e-5)
+
+
+def batches(sizes: list[int]) -> list[dict[str, torch.Tensor]]:
+    """Batches of these sizes, cut from the same items."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(20, 3, generator=generator), torch.randn(20, 1, generator=generator)
+    parts = zip(images[: sum(sizes)].split(sizes), labels[: sum(sizes)].split(sizes), strict=True)
+    return [{"image": image, "label": label} for image, label in parts]
+
+
+def trained(sizes: list[int], kind: Any, accumulation_steps: int, **options: Any) -> tuple[nn.Module, int]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+    tool = kind(network.parameters(), 0.1)
+    schedule = warmup_polynomial(tool, 1, 10)
+    engine = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=2,
+        train_data_loader=batches(sizes),
+        network=network,
+        optimizer=tool,
+        loss_function=nn.MSELoss(),
+        train_handlers=[
+            LossScaling(options.get("precision", "float32"), "cpu"),
+            ClipGradients(network, options.get("max_norm", 0.3)),
+            StepSchedule(schedule),
+        ],
+        accumulation_steps=accumulation_steps,
+        decollate=False,
+    )
+    engine.run()
+    return network, schedule.last_epoch
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("max_norm", [None, 0.3])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(("small", "accumulation_steps", "large"), [([4] * 5, 2, [8, 8, 4]), ([2] * 8, 3, [6, 6, 4])])
+def test_accumulated_batches_train_as_the_large_batch_does(
+    kind: Any, max_norm: float | None, precision: str, small: list[int], accumulation_steps: int, large: list[int]
+) -> None:
+    """The last group of an epoch is smaller; float16 scales the loss (the network stays in float32 here)."""
+    accumulated, steps = trained(small, kind, accumulation_steps, max_norm=max_norm, precision=precision)
+    whole, _ = trained(large, kind, 1, max_norm=max_norm)
+    assert steps == 6
+    torch.testing.assert_close(accumulated.state_dict(), whole.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+def test_scaled_gradients_are_clipped_at_their_own_size() -> None:
+    scaled, plain = trained([20], torch.optim.SGD, 1, precision="float16"), trained([20], torch.optim.SGD, 1)
+    torch.testing.assert_close(scaled[0].state_dict(), plain[0].state_dict(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("accumulation_steps", "expected"), [(1, 10), (2, 6), (3, 4), (5, 2), (7, 2)])
+def test_optimiser_steps_are_counted_in_advance(accumulation_steps: int, expected: int) -> None:
+    assert optimiser_steps(2, 5, accumulation_steps) == expected
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "1", True])
+def test_norm_that_is_no_positive_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="max_norm must be a positive number or null"):
+        ClipGradients(nn.Linear(1, 1), value)
 
 
 def test_data_learn_the_epoch_before_it_begins() -> None:

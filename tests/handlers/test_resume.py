@@ -12,12 +12,23 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from dinomed.errors import WeightsError
+from dinomed.data.sampling import EpochSampler, SeededDataset
+from dinomed.errors import InputError, WeightsError
 from dinomed.handlers import resume
-from dinomed.handlers.optimisation import StepSchedule, warmup_polynomial
+from dinomed.handlers.averaging import WeightAverage
+from dinomed.handlers.optimisation import (
+    ClipGradients,
+    EpochOfData,
+    StepSchedule,
+    optimiser_steps,
+    warmup_cosine,
+    warmup_polynomial,
+)
 from dinomed.handlers.processes import bare
 from dinomed.handlers.random_states import random_states, restore_random_states
-from dinomed.handlers.resume import BestWeights, ResumableCheckpoint, save_atomically
+from dinomed.handlers.resume import FORMAT, BestWeights, ResumableCheckpoint, save_atomically
+from dinomed.handlers.scaling import LossScaling
+from dinomed.handlers.stopping import EarlyStopping
 
 
 class KilledError(Exception):
@@ -31,6 +42,10 @@ class NoisyItems(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return 12
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.make(index)
+
+    @staticmethod
+    def make(index: int) -> dict[str, torch.Tensor]:
         noise = float(np.random.rand()) + random.random()
         return {"image": torch.full((3,), index + noise), "label": torch.full((1,), float(index))}
 
@@ -58,6 +73,65 @@ def build(path: Path, epochs: int = 4, width: int = 6, **fingerprint: Any) -> tu
         decollate=False,
     )
     return trainer, network
+
+
+class Validate:
+    """Stands for a validation at the end of each epoch, with these scores."""
+
+    def __init__(self, stopping: EarlyStopping, scores: list[float]) -> None:
+        self.stopping, self.scores = stopping, scores
+
+    def attach(self, engine: Engine) -> None:
+        self.stopping.follow(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        state = SimpleNamespace(metrics={"dice": self.scores[engine.state.epoch - 1]}, key_metric_name="dice")
+        evaluator: Any = SimpleNamespace(state=state)
+        self.stopping(evaluator)
+
+
+def build_all(path: Path, patience: int = 3, decay: float = 0.9) -> tuple[SupervisedTrainer, WeightAverage]:
+    """A run with everything that has a state: accumulation, averaged weights, early stopping, a loss scale.
+
+    An epoch has three batches in groups of two, so that the middle of a group and its early end both occur.
+    """
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.Linear(6, 1))
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
+    scheduler = warmup_cosine(optimizer, 2, optimiser_steps(4, 3, 2))
+    average, scaling, stopping = WeightAverage(network, decay), LossScaling("float16", "cpu"), EarlyStopping(patience)
+    scaling.scaler.set_growth_interval(2)
+    items = SeededDataset(range(12), NoisyItems().make, seed=5)
+    sampler = EpochSampler(items, seed=3)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=4,
+        train_data_loader=torch.utils.data.DataLoader(items, batch_size=4, sampler=sampler),
+        network=network,
+        optimizer=optimizer,
+        loss_function=nn.MSELoss(),
+        train_handlers=[
+            EpochOfData(items),
+            EpochOfData(sampler),
+            scaling,
+            ClipGradients(network, 1.0),
+            StepSchedule(scheduler),
+            average,
+            Validate(stopping, [0.3, 0.2, 0.2, 0.2]),
+            ResumableCheckpoint(
+                path,
+                network,
+                optimizer,
+                scheduler,
+                {"patience": patience},
+                parts={"average": average, "scaling": scaling, "stopping": stopping},
+            ),
+        ],
+        accumulation_steps=2,
+        decollate=False,
+    )
+    return trainer, average
 
 
 def kill_at(trainer: Engine, event: Any, count: int) -> None:
@@ -101,6 +175,106 @@ def test_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, ev
     ends = [torch.load(tmp_path / name, weights_only=True) for name in ("unbroken.pt", "broken.pt")]
     assert str(ends[0]["optimizer"]) == str(ends[1]["optimizer"])
     assert ends[0]["scheduler"]["last_epoch"] == ends[1]["scheduler"]["last_epoch"] == 12
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Compare what a checkpoint holds, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(equal(*pair) for pair in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize(
+    ("event", "count"),
+    [
+        (Events.ITERATION_COMPLETED, 1),  # in the middle of a group, before the first checkpoint
+        (Events.ITERATION_COMPLETED, 4),  # in the middle of the second epoch's first group
+        (Events.ITERATION_STARTED, 8),  # likewise, between its two batches
+        (Events.ITERATION_COMPLETED, 9),  # after the smaller last group, before the checkpoint
+        (Events.EPOCH_STARTED, 4),
+    ],
+)
+def test_every_state_survives_a_kill(tmp_path: Path, event: Any, count: int) -> None:
+    trainer, unbroken = build_all(tmp_path / "unbroken.pt")
+    trainer.run()
+    kill_at(build_all(tmp_path / "broken.pt")[0], event, count)
+    torch.rand(5)
+    trainer, resumed = build_all(tmp_path / "broken.pt")
+    trainer.run()
+    assert trainer.state.iteration == 12
+    assert same(unbroken.network, resumed.network)
+    ends = [torch.load(tmp_path / name, weights_only=True) for name in ("unbroken.pt", "broken.pt")]
+    assert equal(*ends)
+    assert ends[0]["scheduler"]["last_epoch"] == ends[0]["parts"]["average"]["updates"] == 8
+    assert ends[0]["parts"]["scaling"]["scale"] != 65536
+
+
+def test_run_that_was_ended_early_is_complete(tmp_path: Path) -> None:
+    trainer, average = build_all(tmp_path / "c.pt", patience=2)
+    trainer.run()
+    assert trainer.state.epoch == 3
+    again, same_average = build_all(tmp_path / "c.pt", patience=2)
+    steps: list[int] = []
+    again.add_event_handler(Events.ITERATION_STARTED, lambda: steps.append(1))
+    again.run()
+    assert not steps
+    assert same(average.network, same_average.network)
+
+
+def test_patience_is_counted_across_a_kill(tmp_path: Path) -> None:
+    kill_at(build_all(tmp_path / "c.pt", patience=2)[0], Events.ITERATION_STARTED, 7)  # after one without progress
+    trainer, _ = build_all(tmp_path / "c.pt", patience=2)
+    trainer.run()
+    assert trainer.state.epoch == 3
+
+
+def test_checkpoint_of_another_version_is_one_clear_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    build(path, epochs=1)[0].run()
+    content = torch.load(path, weights_only=True)
+    del content["format"]
+    for version, change in ((1, {}), (FORMAT + 1, {"format": FORMAT + 1, "network": None, "fingerprint": {}})):
+        torch.save({**content, **change}, path)
+        with pytest.raises(WeightsError) as caught:
+            build(path, epochs=1)[0].run()
+        assert str(caught.value) == (
+            f"{path}: was written by another version of dinomed (format {version}, this one goes on from format "
+            f"{FORMAT}); finish that run with the version that began it, or choose another output_dir to start anew"
+        )
+
+
+def test_other_parts_are_named_and_refused(tmp_path: Path) -> None:
+    build_all(tmp_path / "c.pt")[0].run()
+    trainer, network = build(tmp_path / "d.pt")
+    handler = ResumableCheckpoint(tmp_path / "c.pt", network, trainer.optimizer, None, {"patience": 3})
+    handler.attach(trainer)
+    with pytest.raises(
+        WeightsError, match=r"other settings: parts \(\['average', 'scaling', 'stopping'\] then, \[\] now"
+    ):
+        trainer.run()
+
+
+def test_epoch_that_ends_within_the_data_is_refused(tmp_path: Path) -> None:
+    """Ignite would go on there in the next epoch, a resumed run could not."""
+    network = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=2,
+        epoch_length=2,
+        train_data_loader=torch.utils.data.DataLoader(NoisyItems(), batch_size=4),
+        network=network,
+        optimizer=optimizer,
+        loss_function=nn.MSELoss(),
+        train_handlers=[ResumableCheckpoint(tmp_path / "c.pt", network, optimizer)],
+        decollate=False,
+    )
+    with pytest.raises(InputError, match="an epoch has 2 batches, but the data loader gives 3"):
+        trainer.run()
 
 
 def test_finished_run_is_not_trained_further(tmp_path: Path) -> None:

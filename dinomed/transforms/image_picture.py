@@ -9,8 +9,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from dinomed.transforms.palette import colour_labels, voc_colours
 
@@ -130,3 +132,24 @@ def _borders(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     marks[:, :-1] |= labels[:, 1:] != labels[:, :-1]
     marks[:-1] |= labels[1:] != labels[:-1]
     return marks
+
+
+def validation_picture(item: Mapping[str, Any]) -> Tensor:
+    """Show a picture beside its reference and its predicted labels, for `dinomed.handlers.logs.ValidationLog`.
+
+    Args:
+        item: "image" (3, h, w) of any range as the network saw it, "label" and "pred" (1, H, W) at the picture's size.
+
+    Returns:
+        (3, h, 3 * w) in [0, 1]; ignored pixels have the colour of label 255, a light grey.
+    """
+    image = torch.as_tensor(item["image"]).as_subclass(Tensor).float().cpu()
+    low, high = image.min(), image.max()
+    parts = [(image - low) / (high - low).clamp(min=1e-6)]
+    rows, columns = image.shape[-2:]
+    for key in ("label", "pred"):
+        labels = torch.as_tensor(item[key]).as_subclass(Tensor).cpu()[0]
+        down, right = (torch.arange(few) * many // few for few, many in zip((rows, columns), labels.shape, strict=True))
+        painted = colour_labels(labels[down[:, None], right[None]].numpy())
+        parts.append(torch.from_numpy(painted).permute(2, 0, 1) / 255.0)
+    return torch.cat(parts, dim=2)

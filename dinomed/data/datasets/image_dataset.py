@@ -136,6 +136,24 @@ class ImageDataset(Sequence[dict[str, Any]]):
         return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
 
 
+def check_class_names(data: ImageDataset, label_names: Sequence[str]) -> None:
+    """Refuse a configuration whose classes are not those of its data set.
+
+    Args:
+        data: The data set; one that does not name its classes fits any.
+        label_names: Names of the classes 0, 1, ... in the configuration.
+
+    Raises:
+        InputError: If they differ.
+    """
+    if data.class_names and list(data.class_names) != [str(name) for name in label_names]:
+        shown = ", ".join(data.class_names[:5]) + (", ..." if len(data.class_names) > 5 else "")
+        raise InputError(
+            f"{data.source} has {len(data.class_names)} classes ({shown}), but label_names lists {len(label_names)} "
+            "others or in another order; set label_names to the classes of the data set, in training and inference"
+        )
+
+
 def counts_of(labels: NDArray[Any]) -> dict[int, int]:
     """Count the pixels of each label in a label map."""
     values, counts = np.unique(labels, return_counts=True)

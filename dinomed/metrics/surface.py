@@ -200,6 +200,10 @@ def _distances(given: Mask, wanted: Mask, spacing_mm: Sequence[float]) -> tuple[
     if not (given.any() and wanted.any()):
         return np.full(int(given.sum()), math.inf), np.full(int(wanted.sum()), math.inf)
     spacing = list(spacing_mm)
+    # MONAI looks for the nearest voxel in SciPy's KDTree, which asks for the number after a coordinate. After 0 there
+    # is none where tiny numbers are taken as 0 (torch.set_flush_denormal, as training has it): it would recurse until
+    # it crashes. So no coordinate may be 0.
+    given, wanted = (np.pad(mask, [(1, 0)] * mask.ndim) for mask in (given, wanted))
     return (
         np.asarray(get_surface_distance(given, wanted, spacing=spacing), dtype=np.float64),
         np.asarray(get_surface_distance(wanted, given, spacing=spacing), dtype=np.float64),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,3 +212,21 @@ def test_what_does_not_fit_is_refused() -> None:
             surface_dice(labels, labels, 2, (1, 1, 1), tolerance)
     with pytest.raises(ValueError, match="percentile must lie in 0 to 100"):
         hausdorff_distances(labels, labels, 2, (1, 1, 1), percentile=101)
+
+
+def test_surfaces_are_scored_where_tiny_numbers_are_taken_as_zero() -> None:
+    """As training has it; in a process of its own, since SciPy's tree would crash it."""
+    script = """
+import torch
+from dinomed.metrics.surface import hausdorff_distances, surface_dice
+maps = [(torch.rand(24, 20, 18, generator=torch.Generator().manual_seed(seed)) < 0.4).int() for seed in (0, 1)]
+results = []
+for flush in (False, True):
+    torch.set_flush_denormal(flush)
+    scores = surface_dice(*maps, 2, (1, 1, 1), 1.0), hausdorff_distances(*maps, 2, (1, 1, 1))
+    results += [float(score[1]) for score in scores]
+assert results[:2] == results[2:], results
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2], timeout=240)
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])

@@ -31,17 +31,26 @@ def batch_files(batch: Any) -> list[str]:
     """Name the files that a batch came from, in order and each once; none where the batch does not say.
 
     Looked at are the `filename_or_obj` that MONAI's readers leave in the meta data of tensors, paths that stand in the
-    batch itself, and its entries "source", "name", "case", "path" or "filename".
+    batch itself, and its entries "source", "name", "case", "path" or "filename". The meta data are complete where
+    MONAI's data loader or its `list_data_collate` made the batch; PyTorch's own collating keeps those of one item.
     """
     items = batch if isinstance(batch, (list, tuple)) else [batch]
     found: list[str] = []
     for item in items:
         if isinstance(item, Mapping):
-            found += [name for value in item.values() for name in _names(getattr(value, "meta", None))]
-            found += [str(value) for value in _flat(item.values()) if isinstance(value, Path)]
-            if not found:
-                found += next((list(map(str, _flat([item[key]]))) for key in SOURCE_KEYS if key in item), [])
+            found += _names_of_item(item)
     return list(dict.fromkeys(found))
+
+
+def _names_of_item(item: Mapping[Any, Any]) -> list[str]:
+    tensors = [value for value in item.values() if hasattr(value, "meta")]
+    names = [name for value in tensors for name in _names(value.meta)]
+    partial = any(value.ndim > 3 and len(value) > 1 and not getattr(value, "is_batch", True) for value in tensors)
+    if names and not partial:
+        return names
+    others = [str(value) for value in _flat(item.values()) if isinstance(value, Path)]
+    others = others or next((list(map(str, _flat([item[key]]))) for key in SOURCE_KEYS if key in item), [])
+    return others or [f"{name} and what was collated with it" for name in names]
 
 
 def _names(meta: Any) -> list[str]:

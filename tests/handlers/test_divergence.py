@@ -119,6 +119,12 @@ def test_files_are_found_in_meta_data_paths_and_names() -> None:
         assert batch_files(nothing) == []
 
 
+def test_plain_collating_that_keeps_one_name_is_said_or_made_good_by_names() -> None:
+    stacked = torch.stack([MetaTensor(torch.zeros(3, 2, 2), meta={"filename_or_obj": f"{k}.png"}) for k in "ab"])
+    assert batch_files({"image": stacked}) == ["a.png and what was collated with it"]
+    assert batch_files({"image": stacked, "name": ["a", "b"]}) == ["a", "b"]
+
+
 def test_batch_without_names_is_said_and_a_long_one_shortened() -> None:
     engine = Engine(lambda engine, batch: None)
     engine.state.iteration, engine.state.epoch = 7, 2

@@ -1,0 +1,232 @@
+"""Embeddings of scans and pictures by a frozen backbone: one vector a slice, one vector a scan.
+
+A CT's axial slices, from the feet up, are clipped to [-1000, 1000] HU, normalised as the backbone was trained and
+repeated to three channels. The order and the sides of the slices follow the scan's affine, not its storage, so the 48
+voxel orders of one scan give the same embeddings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from dinomed.errors import InputError, VolumeError
+from dinomed.inferers.planes import slices_along
+from dinomed.inferers.precision import resolve_precision
+from dinomed.networks.backbones import LayerTokens, TimmBackbone, ViTBackbone
+from dinomed.networks.packed_vit import PackedViT, can_pack
+from dinomed.transforms.geometry import plan_network_grid
+from dinomed.transforms.image_reading import IMAGE_SUFFIXES, read_image
+from dinomed.transforms.intensity import window_hu
+from dinomed.transforms.volume_reading import read_volume
+
+POOLS = ("cls", "patch", "both", "mean", "meanmax")
+LOW_HU, HIGH_HU = -1000.0, 1000.0
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the windowed slice too, in [0, 1]
+# Backbones that were trained on CT, with the mean and the standard deviation in HU.
+# Source: MedDINOv3, https://github.com/ricklisz/MedDINOv3.
+CT_HU = {"meddinov3_vitb16": (65.1084213256836, 178.01663208007812)}
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What decides an embedding beside the backbone and the scan.
+
+    Attributes:
+        pool: What a slice's embedding is: "cls" the class token, "patch" the mean of the patch tokens, "both" the two
+            joined; a scan's is the mean of its slices. "mean" and "meanmax" take the class token, and the mean, or the
+            mean and the maximum joined, over the slices.
+        resize: Side in pixels that every slice or picture is resized to; None leaves its size.
+        stride: Every how many slices one is taken.
+        max_slices: Most slices that are taken, spread over the scan; None for no limit.
+
+    Raises:
+        InputError: If a value makes no sense.
+    """
+
+    pool: str = "cls"
+    resize: int | None = 224
+    stride: int = 1
+    max_slices: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise InputError(f"pool {self.pool!r} is unknown; choose from {', '.join(POOLS)}")
+        for name, value, least in (("resize", self.resize, 16), ("max-slices", self.max_slices, 1)):
+            if value is not None and value < least:
+                raise InputError(f"{name} must be {least} or more, not {value}")
+        if self.stride < 1:
+            raise InputError(f"stride must be 1 or more, not {self.stride}")
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Embeddings of one scan or picture.
+
+    Attributes:
+        slices: One row a slice, from the feet up, (N, C) float32; a picture has one row.
+        indices: Where each slice lies along `axis` in the file's own voxels, (N,) int64.
+        volume: Embedding of the whole, (C,) or, with "meanmax", (2 * C,) float32.
+        axis: The file's voxel axis that the slices follow; -1 for a picture.
+    """
+
+    slices: Array
+    indices: npt.NDArray[np.int64]
+    volume: Array
+    axis: int
+
+
+class FeatureExtractor:
+    """A frozen backbone with what it needs around it.
+
+    Args:
+        backbone: Class and patch tokens come from its last layer.
+        settings: Pooling, size and choice of slices.
+        device: Where the backbone runs; it is moved there.
+        precision: "auto", "float32" or "bfloat16"; auto takes bfloat16 where the device multiplies it itself.
+        batch_size: Slices at a time.
+    """
+
+    def __init__(
+        self,
+        backbone: TimmBackbone,
+        settings: FeatureSettings | None = None,
+        device: torch.device | str = "cpu",
+        precision: str = "auto",
+        batch_size: int = 16,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"the batch size must be 1 or more, not {batch_size}")
+        self.settings = settings or FeatureSettings()
+        self.device = torch.device(device)
+        self.dtype = resolve_precision(precision, self.device)
+        self.batch_size = batch_size
+        self.backbone = backbone.to(self.device).eval()
+        self.backbone_sha256 = state_sha256(backbone)
+        packs = self.device.type == "cpu" and self.dtype == torch.bfloat16 and can_pack(backbone)
+        self._packed = PackedViT(backbone) if packs and isinstance(backbone, ViTBackbone) else None
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides the embeddings beside the scan, for reports and cache keys."""
+        return {
+            "backbone": self.backbone.name,
+            "backbone_sha256": self.backbone_sha256,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "hu": [LOW_HU, HIGH_HU],
+            "normalisation": list(CT_HU.get(self.backbone.name, (IMAGE_MEAN, IMAGE_STD))),
+            **asdict(self.settings),
+        }
+
+    def extract(self, path: str | os.PathLike[str]) -> Features:
+        """Embed a scan, or a picture where the name is one's.
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+        if not str(path).lower().endswith(IMAGE_SUFFIXES):
+            volume = read_volume(path)
+            return self.extract_volume(volume.array, volume.affine)
+        picture = (torch.from_numpy(read_image(path)) - _channels(IMAGE_MEAN)) / _channels(IMAGE_STD)
+        row = self.embed(picture[None])
+        return Features(row, np.zeros(1, np.int64), pool_slices(row, self.settings.pool), -1)
+
+    def extract_volume(self, array_hu: Array, affine: npt.NDArray[np.float64]) -> Features:
+        """Embed a CT.
+
+        Args:
+            array_hu: (X, Y, Z) in HU.
+            affine: (4, 4) voxel to RAS+ millimetres.
+
+        Raises:
+            VolumeError: If values are not finite, or the affine cannot be inverted.
+        """
+        x, y, z = array_hu.shape
+        grid = plan_network_grid((x, y, z), affine, None)
+        view = grid.canonical_view(array_hu)
+        count = view.shape[2]
+        chosen = choose_slices(count, self.settings.stride, self.settings.max_slices)
+        parts = [chosen[first : first + self.batch_size] for first in range(0, len(chosen), self.batch_size)]
+        rows = np.concatenate([self.embed(self.slice_batch(view[:, :, part])) for part in parts])
+        native = [count - 1 - index if grid.flips[2] else index for index in chosen]
+        return Features(rows, np.array(native, np.int64), pool_slices(rows, self.settings.pool), grid.axes[2])
+
+    def slice_batch(self, slabs_hu: Array) -> Tensor:
+        """Turn slices (X, Y, n) in HU, in canonical order, into what the backbone sees, (n, 3, Y, X).
+
+        Raises:
+            VolumeError: If a value is not finite.
+        """
+        slabs = torch.from_numpy(np.ascontiguousarray(slabs_hu))
+        if not bool(torch.isfinite(slabs).all()):
+            raise VolumeError("the scan holds values that are no numbers or infinite; repair or export it again")
+        upright = slices_along(slabs, 2)[:, None]
+        if self.backbone.name in CT_HU:
+            mean, std = CT_HU[self.backbone.name]
+            return ((upright.clamp(LOW_HU, HIGH_HU) - mean) / std).expand(-1, 3, -1, -1)
+        return (window_hu(upright, LOW_HU, HIGH_HU) - _channels(IMAGE_MEAN)) / _channels(IMAGE_STD)
+
+    @torch.inference_mode()
+    def embed(self, batch: Tensor) -> Array:
+        """Embed normalised slices or pictures (n, 3, H, W), resized here: (n, C), as the settings' pool says."""
+        side = self.settings.resize
+        batch = batch.to(self.device)
+        if side is not None and batch.shape[-2:] != (side, side):
+            batch = F.interpolate(batch, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+        tokens = self._last_layer(batch)
+        pooled = []
+        if self.settings.pool != "patch":
+            pooled.append(tokens.class_token.float())
+        if self.settings.pool in ("patch", "both"):
+            pooled.append(tokens.patch_map.float().mean((-2, -1)))
+        embedded: Array = torch.cat(pooled, dim=1).cpu().numpy()
+        return embedded
+
+    def _last_layer(self, batch: Tensor) -> LayerTokens:
+        if self._packed is not None:
+            return self._packed.forward_last(batch)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.backbone.forward_last(batch)
+
+
+def choose_slices(count: int, stride: int = 1, max_slices: int | None = None) -> list[int]:
+    """Choose slices of a scan: every `stride`-th, thinned evenly from end to end to at most `max_slices`.
+
+    A single slice is the middle one.
+    """
+    chosen = list(range(0, count, stride))
+    if max_slices is None or len(chosen) <= max_slices:
+        return chosen
+    if max_slices == 1:
+        return [chosen[len(chosen) // 2]]
+    places = np.linspace(0, len(chosen) - 1, max_slices).round().astype(int)
+    return [chosen[place] for place in places]
+
+
+def pool_slices(slices: Array, pool: str) -> Array:
+    """Embedding of a scan from those of its slices, (N, C) to (C,) or (2 * C,), as `FeatureSettings.pool` says."""
+    mean: Array = slices.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.concatenate([mean, slices.max(axis=0)]) if pool == "meanmax" else mean
+
+
+def state_sha256(network: nn.Module) -> str:
+    """Checksum of a network's parameters and buffers: names, types, shapes and values; 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _channels(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
+from dinomed.bundle.sharding import shard
 from dinomed.errors import InputError
 
 
@@ -60,21 +61,36 @@ def leave_processes() -> None:
         distributed.destroy_process_group()
 
 
-def distribute(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """Wrap a network so that all processes train it together, beginning with the first one's weights.
+def distribute(network: nn.Module, device: torch.device | str, sharded: bool = False) -> nn.Module:
+    """Let all processes train a network together, beginning with the first one's weights.
 
     On GPUs batch norm is replaced by one that sees the batches of all processes. PyTorch has no such batch norm for
     CPUs: there each process normalises by its own batch, and the running statistics are those of the first.
+
+    Args:
+        network: on the CPU or on its device.
+        device: of this process.
+        sharded: whether each process holds only a part of the weights, for networks that are too large for one device;
+            see `dinomed.bundle.sharding.shard`.
+
+    Returns:
+        The network in a wrapper, or the same network where sharded.
+
+    Raises:
+        InputError: if torchrun did not start this process.
     """
     join_processes()
     device = torch.device(device)
     if device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        wrapped = nn.parallel.DistributedDataParallel(network, device_ids=[device.index])
+    together: nn.Module
+    if sharded:
+        together = shard(network, device)
     else:
-        wrapped = nn.parallel.DistributedDataParallel(network)
+        devices = [device.index] if device.type == "cuda" else None
+        together = nn.parallel.DistributedDataParallel(network.to(device), device_ids=devices)
     draw_apart()
-    return wrapped
+    return together
 
 
 def draw_apart() -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import distributed, nn
 
-from dinomed.bundle.distribution import draw_apart, join_processes
 from dinomed.errors import InputError
 from dinomed.handlers.processes import gathered
 from dinomed.networks.backbones import TimmBackbone
@@ -17,7 +16,7 @@ def shard(network: nn.Module, device: torch.device | str) -> nn.Module:
     """Share a network's weights, gradients and optimiser state out to all processes.
 
     Each block of the backbone is a unit of its own, whose weights come together only while it computes; what is left is
-    one more unit. Batch norm is treated as by `distribute`. Build the optimiser afterwards.
+    one more unit. The processes have met already. Build the optimiser afterwards.
 
     Args:
         network: a `Segmenter` or any other network, the same in all processes, and on the CPU still, so that no device
@@ -29,16 +28,13 @@ def shard(network: nn.Module, device: torch.device | str) -> nn.Module:
         too: let each of them see all items there.
 
     Raises:
-        InputError: if torchrun did not start this process, or the processes have built different networks.
+        InputError: if the processes have built different networks.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    join_processes()
     kind = torch.device(device).type
     network = network.to(memory_format=torch.contiguous_format)  # only such weights can be cut
-    if kind == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     starts = gathered([float(parameter.detach().double().sum()) for parameter in network.parameters()])
     if any(start != starts[0] for start in starts):
         raise InputError("the processes start from different weights; give them the same seed and the same files")
@@ -46,7 +42,6 @@ def shard(network: nn.Module, device: torch.device | str) -> nn.Module:
     for block in list(_blocks(network)):
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
-    draw_apart()
     return network
 
 

@@ -15,7 +15,6 @@ from torch import nn
 from two_processes import run_together
 
 from dinomed.bundle.distribution import distribute, process_count, process_rank
-from dinomed.bundle.sharding import shard
 from dinomed.bundle.training import parameter_groups, prepare_run, start_network
 from dinomed.data.sampling import EpochSampler, ShareSampler
 from dinomed.handlers.averaging import WeightAverage
@@ -91,9 +90,8 @@ def train(
     prepare_run(0)
     world_size, rank = process_count(), process_rank()
     network = start_network(small_network(noise), None, "cpu")
-    network = {"": lambda n: n, "distribute": lambda n: distribute(n, CPU), "shard": lambda n: shard(n, CPU)}[wrap](
-        network
-    )
+    if wrap:
+        network = distribute(network, CPU, sharded=wrap == "shard")
     items = Pictures(broken=broken)
     sampler = EpochSampler(items, seed=1, rank=rank, world_size=world_size)
     optimizer = torch.optim.SGD(parameter_groups(network, 0.5, 0.25), momentum=0.9)

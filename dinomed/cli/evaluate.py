@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from dinomed.cli.train import add_arguments, read_settings
+
+SEVERAL_PROCESSES = "multi_gpu_evaluate"
+"""Config that a bundle's evaluation needs under torchrun."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the verb's arguments."""
-    parser = verbs.add_parser("evaluate", help="evaluate a bundle", description=__doc__)
+    parser = verbs.add_parser(
+        "evaluate",
+        help="evaluate a bundle",
+        description="Run a bundle's evaluation, which scores every case and writes tables, pictures and report.html "
+        "into output_dir. Under torchrun its processes share the cases.",
+    )
     add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -22,10 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     settings = read_settings(arguments.settings)
 
-    from dinomed.bundle.config import program_configs
+    from dinomed.bundle.config import config_file, program_configs
     from dinomed.bundle.locate import find_bundle
     from dinomed.bundle.program import run_program
 
     root = find_bundle(arguments.bundle)
-    run_program(root, program_configs(root, "evaluate"), "evaluating", settings, arguments.overlays)
+    overlays = list(arguments.overlays)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        overlays.append(str(config_file(root, SEVERAL_PROCESSES)))
+    run_program(root, program_configs(root, "evaluate"), "evaluating", settings, overlays)
     return 0

@@ -33,9 +33,9 @@ def scans(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def table(path: Path) -> dict[str, dict[str, str]]:
+def table(path: Path, key: str = "case") -> dict[str, dict[str, str]]:
     with path.open(newline="") as stream:
-        return {row["case"]: row for row in csv.DictReader(stream)}
+        return {row[key]: row for row in csv.DictReader(stream)}
 
 
 def strict(path: Path) -> Any:
@@ -54,23 +54,25 @@ def last_line(capsys: pytest.CaptureFixture[str], configs: list[str], run_id: st
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_evaluation_on_synthetic_scans_writes_both_tables(trained: Path, maps: Path, tmp_path: Path) -> None:
+def test_evaluation_on_synthetic_scans_writes_tables_and_report(trained: Path, maps: Path, tmp_path: Path) -> None:
     settings = {"ckpt_path": str(trained / "best.pt"), "dataset_dir": str(maps), "output_dir": str(tmp_path)}
     run(["inference", "evaluate"], "evaluating", **TINY_EVALUATION, **settings, scans_per_map=2)
-    names = ["training_seg_03_scan0", "training_seg_03_scan1", "mean"]
-    found = table(tmp_path / "dice.csv")
-    assert list(found) == names
+    assert list(table(tmp_path / "cases.csv")) == ["training_seg_03_scan0", "training_seg_03_scan1"]
     labels = make_workflow(["inference"]).parser["label_names"][1:]
-    assert list(found["mean"]) == ["case", *labels, "brain"]
-    content = strict(tmp_path / "dice.json")
-    assert [case["case"] for case in content["cases"]] == names[:2]
-    assert content["mean"]["brain"] == pytest.approx(float(found["mean"]["brain"]))
+    assert list(table(tmp_path / "classes.csv", "name")) == [*labels, "brain"]
+    content = strict(tmp_path / "evaluation.json")
+    assert content["summary"]["cases"] == 2
+    assert content["about"]["bundle"] == "mri_head_segmentation"
+    assert content["about"]["seed"] == 2
+    assert content["about"]["weights_file"] == "best.pt"
+    page = (tmp_path / "report.html").read_text()
+    assert all(name in page for name in ("training_seg_03_scan0", *labels, "NormalisePercentilesd", "SliceInferer"))
 
 
 def test_evaluation_of_the_overlay_scores_its_two_labels(trained: Path, maps: Path, tmp_path: Path) -> None:
     settings = {"ckpt_path": str(trained / "best.pt"), "dataset_dir": str(maps), "output_dir": str(tmp_path)}
     run(["inference", "evaluate", "brain"], **TINY_EVALUATION, **settings, scans_per_map=1)
-    assert list(table(tmp_path / "dice.csv")["mean"]) == ["case", "brain"]
+    assert list(table(tmp_path / "classes.csv", "name")) == ["brain"]
 
 
 def test_evaluation_of_files_agrees_with_the_label_maps_that_inference_writes(trained: Path, scans: Path) -> None:
@@ -85,18 +87,27 @@ def test_evaluation_of_files_agrees_with_the_label_maps_that_inference_writes(tr
         reference_labels=REFERENCE_LABELS,
         output_dir=str(scans / "eval"),
     )
-    found = table(scans / "eval" / "dice.csv")
-    assert list(found) == ["one.nii.gz", "two.nii.gz", "mean"]
-    names = make_workflow(["inference"]).parser["label_names"]
+    cases = {case["case"]: case for case in strict(scans / "eval" / "evaluation.json")["cases"]}
+    assert list(cases) == ["one.nii.gz", "two.nii.gz"]
     for name in ("one", "two"):
         written = np.asarray(nibabel.load(scans / "out" / f"{name}_seg.nii.gz").dataobj)
         numbers = np.asarray(nibabel.load(scans / "numbers" / f"{name}.nii.gz").dataobj)
         wanted = np.vectorize(lambda number: REFERENCE_LABELS.get(number, 0))(numbers)
-        for label in range(1, 8):
-            both = (written == label).sum() + (wanted == label).sum()
-            dice = 2 * ((written == label) & (wanted == label)).sum() / both
-            assert float(found[f"{name}.nii.gz"][names[label]]) == pytest.approx(dice, abs=6e-5)
-    assert strict(scans / "eval" / "dice.json")["cases"][0]["case"] == "one.nii.gz"
+        for row in cases[f"{name}.nii.gz"]["labels"]:
+            given, meant = written == row["label"], wanted == row["label"]
+            assert row["dice"] == pytest.approx(2 * (given & meant).sum() / (given.sum() + meant.sum()), abs=6e-5)
+            assert (row["predicted_voxels"], row["reference_voxels"]) == (given.sum(), meant.sum())
+
+
+@pytest.mark.parametrize("bundle", ["mri_head_segmentation", "ct_organ_segmentation"])
+def test_evaluation_in_several_processes_changes_nothing_but_who_does_what(bundle: str) -> None:
+    """Each bundle's own files: the overlay must not bring back or leave out what the evaluation says."""
+    root = BUNDLE.parent / bundle
+    one = make_workflow(["inference", "evaluate"], root=root).parser.get()
+    several = make_workflow(["inference", "evaluate", "multi_gpu_evaluate"], root=root).parser.get()
+    changed = {key for key in several if one.get(key) != several[key]}
+    assert changed == {"imports", "device", "sampler", "dataloader", "initialize", "finalize", "evaluating"}
+    assert set(one["imports"]) < set(several["imports"])
 
 
 @pytest.mark.parametrize("configs", [["inference"], ["inference", "brain"], ["inference", "evaluate"]])

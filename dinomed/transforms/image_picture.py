@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 from torch import Tensor
 
 from dinomed.transforms.palette import colour_labels, voc_colours
@@ -23,6 +24,9 @@ OPACITY = 0.55
 LEGEND_ROWS = 24
 """Classes of which a legend tells, the largest first."""
 
+NAMED_SHARE = 0.02
+"""Part of the picture from which on a class is named within it."""
+
 COLUMN_PIXELS = 250
 MARGIN, ROW_PIXELS = 10, 24
 
@@ -30,7 +34,9 @@ MARGIN, ROW_PIXELS = 10, 24
 def draw_overlay(
     pixels: NDArray[np.uint8], labels: NDArray[np.integer], background_label: int | None = None
 ) -> Image.Image:
-    """Paint a label map over its picture, half transparently, with the borders between classes in full colour.
+    """Paint a label map over its picture, half transparently, with white lines between classes.
+
+    Many of VOC's colours are alike, so the lines matter.
 
     Args:
         pixels: uint8 (H, W, 3).
@@ -43,10 +49,10 @@ def draw_overlay(
     small, found = _drawn_small(pixels, labels)
     colours = colour_labels(found).astype(np.float32)
     opacity = np.full(found.shape, OPACITY, dtype=np.float32)
-    opacity[_borders(found)] = 1.0
     if background_label is not None:
         opacity[found == background_label] = 0.0
     mixed = small + opacity[..., None] * (colours - small)
+    mixed[_borders(found)] = 255.0
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
@@ -56,7 +62,7 @@ def draw_side_by_side(
     rows: Sequence[Mapping[str, Any]],
     background_label: int | None = None,
 ) -> Image.Image:
-    """Show the picture, the picture with its label map painted over it, and a legend of the classes found.
+    """Show the picture, the picture with its label map painted over it and named, and a legend of the classes found.
 
     Args:
         pixels: uint8 (H, W, 3).
@@ -73,6 +79,7 @@ def draw_side_by_side(
     width = max(2 * overlay.width + 3 * MARGIN, COLUMN_PIXELS + 2 * MARGIN)
     columns = max(1, (width - MARGIN) // COLUMN_PIXELS)
     listed = found[:LEGEND_ROWS]
+    _write_names(overlay, labels, [row for row in listed if row["value"] != background_label])
     lines = -(-(len(listed) + (len(found) > len(listed))) // columns)
     sheet = Image.new("RGB", (width, overlay.height + 3 * MARGIN + lines * ROW_PIXELS), "white")
     sheet.paste(plain, (MARGIN, MARGIN))
@@ -82,6 +89,21 @@ def draw_side_by_side(
         texts.append(({}, f"and {len(found) - len(listed)} smaller ones"))
     _draw_legend(ImageDraw.Draw(sheet), texts, overlay.height + 2 * MARGIN, columns)
     return sheet
+
+
+def _write_names(overlay: Image.Image, labels: NDArray[np.integer], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the name of each large class where its area is widest."""
+    draw = ImageDraw.Draw(overlay)
+    found = _shrunk(labels, (overlay.height, overlay.width))
+    for row in rows:
+        if row["share"] < NAMED_SHARE:
+            break
+        depth = ndimage.distance_transform_edt(np.pad(found == row["value"], 1))[1:-1, 1:-1]
+        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        text = str(row["name"])
+        half = draw.textlength(text, font=_font()) / 2
+        x = float(np.clip(float(x), half + 2, max(half + 2, overlay.width - half - 2)))
+        draw.text((x - half, float(y) - 8), text, fill="white", font=_font(), stroke_width=2, stroke_fill="black")
 
 
 def _draw_legend(
@@ -120,10 +142,17 @@ def _drawn_small(
     if size == (height, width):
         return pixels.astype(np.float32), labels
     small = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32), _shrunk(labels, size)
+
+
+def _shrunk(labels: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
+    """Take the nearest label for each pixel of a smaller map."""
+    if size == labels.shape:
+        return labels
     rows, columns = (
-        ((np.arange(few) + 0.5) * many / few).astype(np.int64) for few, many in zip(size, (height, width), strict=True)
+        ((np.arange(few) + 0.5) * many / few).astype(np.int64) for few, many in zip(size, labels.shape, strict=True)
     )
-    return np.asarray(small, dtype=np.float32), labels[rows[:, None], columns[None]]
+    return labels[rows[:, None], columns[None]]
 
 
 def _borders(labels: NDArray[np.integer]) -> NDArray[np.bool_]:

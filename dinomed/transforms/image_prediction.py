@@ -128,7 +128,9 @@ class ImagePrediction:
         doubtful = [
             f"{row['name']} ({row['mean_confidence']:.2f})"
             for row in self.table
-            if row["share"] >= NOTABLE_SHARE and (row["mean_confidence"] or 0.0) < LOW_CONFIDENCE
+            if row["share"] >= NOTABLE_SHARE
+            and row["mean_confidence"] is not None
+            and row["mean_confidence"] < LOW_CONFIDENCE
         ]
         return [f"mean confidence below {LOW_CONFIDENCE}, check by eye: {', '.join(doubtful)}"] if doubtful else []
 

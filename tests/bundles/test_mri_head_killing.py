@@ -132,6 +132,33 @@ def test_killed_run_ends_bit_for_bit_as_one_never_killed(maps: Path, tmp_path: P
     assert not list(broken.glob(".*.tmp"))
 
 
+def test_killed_run_with_every_option_ends_as_one_never_killed(maps: Path, tmp_path: Path) -> None:
+    """Killed within accumulation groups, with averaged weights, a loss scale and stochastic depth."""
+    options = {
+        "optimizer": "@sgd",
+        "lr_scheduler": "@cosine",
+        "loss_scaling#precision": "float16",  # the network itself is slow in float16 on CPUs
+        "accumulation_steps": 3,
+        "ema_decay": 0.5,
+        "patience": 3,
+        "adapter_drop_path": 0.2,
+        "backbone#drop_path_rate": 0.2,
+        "tensorboard": False,
+    }
+    unbroken, broken, log = tmp_path / "unbroken", tmp_path / "broken", tmp_path / "log.txt"
+    finish(start(command(maps, unbroken, **options), log), log)
+    kills = 0
+    for moment in (after(1), replaced("checkpoint.pt"), writing("checkpoint.pt"), after(3)):
+        kills += kill_when(start(command(maps, broken, **options), log), broken, moment)
+    assert kills >= 3
+    finish(start(command(maps, broken, **options), log), log)
+    one, other = load(unbroken / "checkpoint.pt"), load(broken / "checkpoint.pt")
+    for key in one:
+        assert equal(one[key], other[key]), key
+    assert equal(load(unbroken / "best.pt"), load(broken / "best.pt"))
+    assert rows(unbroken / "log.csv") == rows(broken / "log.csv")
+
+
 def test_two_processes_train_together_and_one_writes(maps: Path, tmp_path: Path) -> None:
     log, output = tmp_path / "log.txt", tmp_path / "out"
     files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'multi_gpu_train.yaml'}']"
@@ -151,14 +178,16 @@ def test_two_processes_train_together_and_one_writes(maps: Path, tmp_path: Path)
     assert (output / "checkpoint.pt").read_bytes() == before
 
 
-def test_two_killed_processes_go_on_as_if_nothing_had_happened(maps: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_killed_processes_go_on_as_if_nothing_had_happened(maps: Path, tmp_path: Path, sharded: bool) -> None:
     log = tmp_path / "log.txt"
     files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'multi_gpu_train.yaml'}']"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     ends = []
     for name, moment in (("unbroken", None), ("broken", after(2))):
         output = tmp_path / name
-        arguments = command(maps, output, "--config_file", files, max_epochs=2)
+        options = {"max_epochs": 2, "adapter_drop_path": 0.2, "sharded": sharded}
+        arguments = command(maps, output, "--config_file", files, **options)
         if moment is not None:
             process = start(arguments, log, launcher)
             while not moment(output):
@@ -168,7 +197,8 @@ def test_two_killed_processes_go_on_as_if_nothing_had_happened(maps: Path, tmp_p
             process.wait(PATIENCE_S)
         finish(start(arguments, log, launcher), log)
         ends.append(load(output / "checkpoint.pt"))
-    assert equal(ends[0]["network"], ends[1]["network"])
+    for key in ends[0]:
+        assert equal(ends[0][key], ends[1][key]), key
 
 
 def test_user_reads_one_sentence_on_stderr(tmp_path: Path) -> None:

@@ -108,6 +108,48 @@ def test_run_stopped_after_an_epoch_and_resumed_ends_bit_for_bit_the_same(
         assert {**row, "seconds_per_step": ""} == {**other, "seconds_per_step": ""}
 
 
+def test_every_option_together_survives_a_kill_within_an_accumulation_group(maps: Path, tmp_path: Path) -> None:
+    """SGD, cosine, a loss scale, accumulation with a smaller last group, averaged weights, patience and the rest."""
+    options = {
+        **TINY_TRAINING,
+        "dataset_dir": str(maps),
+        "max_epochs": 2,
+        "warmup_steps": 1,
+        "optimizer": "@sgd",
+        "lr_scheduler": "@cosine",
+        "loss_scaling#precision": "float16",  # the network itself is slow in float16 on CPUs
+        "accumulation_steps": 2,
+        "ema_decay": 0.5,
+        "patience": 5,
+        "gradient_checkpointing": True,
+        "adapter_drop_path": 0.2,
+        "tensorboard": False,
+    }
+    whole = run(["train"], "run", output_dir=str(tmp_path / "whole"), **options)
+    assert type(whole.parser.get_parsed_content("optimizer")) is torch.optim.SGD
+    first = make_workflow(["train"], "run", output_dir=str(tmp_path / "killed"), **options)
+    first.initialize()
+
+    def kill() -> None:
+        raise KilledError
+
+    trainer = first.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=8), kill)  # the first of a group's two batches was 8
+    with pytest.raises(RuntimeError):
+        first.run()
+    run(["train"], "run", output_dir=str(tmp_path / "killed"), **options)
+    ends = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "killed")]
+    assert same(ends[0]["network"], ends[1]["network"])
+    assert same(ends[0]["parts"]["average"]["network"], ends[1]["parts"]["average"]["network"])
+    assert ends[0]["parts"]["average"]["updates"] == ends[0]["scheduler"]["last_epoch"] == 6
+    assert ends[0]["parts"]["loss_scaling"] == ends[1]["parts"]["loss_scaling"] != {}
+    best = [torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("whole", "killed")]
+    assert same(*best)
+    assert not same(best[0], ends[0]["network"])  # the average is kept, not the last weights
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert names == {"checkpoint.pt", "best.pt", "log.csv", "log.jsonl", "validation.csv", "validation.jsonl"}
+
+
 def test_overlay_trains_two_groups_of_classes(maps: Path, tmp_path: Path) -> None:
     settings = {**TINY_TRAINING, "max_epochs": 1, "steps_per_epoch": 3, "warmup_steps": 1}
     workflow = run(["train", "brain"], dataset_dir=str(maps), output_dir=str(tmp_path), **settings)

@@ -285,8 +285,8 @@ def test_options_of_training_work_together(tmp_path: Path) -> None:
     data = MAKERS["ade20k_segmentation"](tmp_path / "data")
     settings = {
         **TINY_TRAINING,
-        "sampler": "@samplers#balanced",
-        "lr_scheduler": "@schedules#cosine",
+        "sampler": "@balanced",
+        "lr_scheduler": "@cosine",
         "accumulation_steps": 2,
         "ema_decay": 0.9,
         "patience": 1,

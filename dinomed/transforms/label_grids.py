@@ -46,12 +46,14 @@ def labels_on_grid(
 
 
 class LoadReferenceLabelsd(MapTransform):
-    """Read a label map and bring it to the native grid of a scan that `ToNetworkGridd` has prepared.
+    """Read a label map and bring it to a grid of a scan that `ToNetworkGridd` has prepared.
 
     Args:
         keys: Entries that hold a path each; they become uint8 MetaTensors (1, X, Y, Z).
         image_key: The scan, whose meta data hold `native_shape` and `native_affine`.
-        mapping: Label of each number in the file; other numbers become 0.
+        mapping: Label of each number in the file; other numbers become 0. None takes the numbers as they are.
+        on_network_grid: Whether to take the network's grid, for training, in place of the scan's own.
+        num_classes: Labels must be below it; None for any up to 255.
         allow_missing_keys: Whether entries may be absent.
     """
 
@@ -59,29 +61,42 @@ class LoadReferenceLabelsd(MapTransform):
         self,
         keys: KeysCollection,
         image_key: str,
-        mapping: Mapping[int | str, int],
+        mapping: Mapping[int | str, int] | None = None,
+        on_network_grid: bool = False,
+        num_classes: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key = image_key
         self.mapping = mapping
+        self.on_network_grid = on_network_grid
+        self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the dictionary with label maps under the keys.
 
         Raises:
-            VolumeError: If a file cannot be read or does not hold whole numbers.
+            VolumeError: If a file cannot be read, does not hold whole numbers, or holds others than the labels.
         """
         out = dict(data)
-        meta = out[self.image_key].meta
-        shape = tuple(int(n) for n in meta["native_shape"])
-        affine = np.asarray(meta["native_affine"], dtype=np.float64)
+        image = out[self.image_key]
+        shape = tuple(int(n) for n in (image.shape[1:] if self.on_network_grid else image.meta["native_shape"]))
+        affine = np.asarray(image.affine if self.on_network_grid else image.meta["native_affine"], dtype=np.float64)
         for key in self.key_iterator(out):
             volume = read_volume(out[key])
             values = np.rint(volume.array)
             if not np.array_equal(values, volume.array):
                 raise VolumeError(f"{volume.path}: holds numbers that are not whole; give a label map as reference")
-            mapped = map_labels(torch.from_numpy(values.astype(np.int32)), self.mapping).numpy()
+            numbers = torch.from_numpy(values.astype(np.int32))
+            if self.mapping is not None:
+                numbers = map_labels(numbers, self.mapping)
+            last = (256 if self.num_classes is None else self.num_classes) - 1
+            if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) <= last:
+                raise VolumeError(
+                    f"{volume.path}: labels run from {int(numbers.min())} to {int(numbers.max())}, not within 0 to "
+                    f"{last}; give the label of each number"
+                )
+            mapped = numbers.to(torch.uint8).numpy()
             on_grid = labels_on_grid(mapped, volume.affine, (shape[0], shape[1], shape[2]), affine)
             out[key] = MetaTensor(torch.from_numpy(on_grid)[None], affine=torch.from_numpy(affine.copy()))
         return out

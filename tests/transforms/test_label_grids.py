@@ -91,3 +91,25 @@ def test_absent_reference_is_skipped_only_where_allowed(tmp_path: Path) -> None:
     assert "label" not in LoadReferenceLabelsd("label", "image", {1: 1}, allow_missing_keys=True)(data)
     with pytest.raises(KeyError):
         LoadReferenceLabelsd("label", "image", {1: 1})(data)
+
+
+def test_labels_come_to_the_network_grid_for_training(tmp_path: Path) -> None:
+    labels = random_labels((10, 8, 6))
+    affine = np.diag([-1.0, 1.0, 2.0, 1.0])
+    path = save(labels, affine, tmp_path / "labels.nii.gz")
+    scan = save(labels.astype(np.float32), affine, tmp_path / "scan.nii.gz")
+    item = ToNetworkGridd("image", 1.0)(LoadVolumed("image")({"image": str(scan), "label": str(path)}))
+    out = LoadReferenceLabelsd("label", "image", on_network_grid=True)(item)
+    assert out["label"].shape == out["image"].shape == (1, 10, 8, 12)
+    assert torch.equal(out["label"].affine, out["image"].affine)
+    twice = np.repeat(labels[::-1], 2, axis=2)  # each slice of 2 mm is two of 1 mm
+    assert np.array_equal(out["label"][0].numpy(), twice)
+
+
+def test_numbers_beyond_the_labels_are_refused(tmp_path: Path) -> None:
+    labels = random_labels()
+    path = save(labels, SHEARED, tmp_path / "labels.nii.gz")
+    item = ToNetworkGridd("image", 1.0)(LoadVolumed("image")({"image": str(path), "label": str(path)}))
+    with pytest.raises(VolumeError, match="labels run from 1 to 5, not within 0 to 4"):
+        LoadReferenceLabelsd("label", "image", num_classes=5)(item)
+    assert int(LoadReferenceLabelsd("label", "image", num_classes=6)(item)["label"].max()) == 5

@@ -37,8 +37,8 @@ def run_program(
         overlays: Variants of the last config, laid over all.
 
     Raises:
-        BundleError: If the bundle, a config or an id that is set or run is not there.
-        DinomedError: As raised by what runs.
+        BundleError: If the bundle, a config or an id that is set or run is not there, or a component cannot be built.
+        DinomedError: As raised by what runs, or if a component cannot be built for a reason within this package.
     """
     root = find_bundle(bundle)
     files = [config_file(root, name) for name in configs]
@@ -69,6 +69,12 @@ def run_program(
             raise own from None
         if _out_of_memory(error):
             raise
+        place = _place_in_our_code(error)
+        if place:
+            raise DinomedError(
+                f"the {configs[-1]} config of {root.name} cannot be built ({one_line(error)}, in {place}): check the "
+                "types of what --set and the config say, and if they are right report this as a fault of dinomed"
+            ) from error
         raise BundleError(
             f"the {configs[-1]} config of {root.name} cannot be built ({one_line(error)}); correct what --set or the "
             "config says"
@@ -81,6 +87,28 @@ def run_program(
         if own is None:
             raise
         raise own from None
+
+
+def _place_in_our_code(error: BaseException) -> str:
+    """Say where in this package an error arose, empty if it did not.
+
+    Our code refuses wrong values with a ValueError. Anything else that is raised in it, or in what it calls, is a bug
+    or a value of a type that was not thought of. What MONAI cannot find, call or evaluate never reaches our code.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return ""
+    frames = traceback.extract_tb(error.__traceback__)
+    # Frames of this module and its neighbours lead to MONAI and do not count.
+    outermost = max((k for k, frame in enumerate(frames) if _in_monai(frame.filename)), default=-1)
+    ours = [frame for frame in frames[outermost + 1 :] if Path(frame.filename).is_relative_to(PACKAGE)]
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+
+
+def _in_monai(filename: str) -> bool:
+    """Whether a frame is of MONAI's configuration, which ends where a component or an expression begins."""
+    return filename == "<string>" or "monai/bundle/" in filename or filename.endswith("monai/utils/module.py")
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -184,7 +184,7 @@ class ClipGradients:
     def __init__(self, network: nn.Module, max_norm: float | None) -> None:
         number = isinstance(max_norm, (int, float)) and not isinstance(max_norm, bool)
         if max_norm is not None and not (number and max_norm > 0):
-            raise ValueError(f"max_norm must be a positive number or null, not {max_norm!r}")
+            raise ValueError(f"max_norm must be a positive number, not {max_norm!r}")
         self.network = network
         self.max_norm = math.inf if max_norm is None else float(max_norm)
         self._files: list[str] = []

@@ -171,7 +171,7 @@ def test_optimiser_steps_are_counted_in_advance(accumulation_steps: int, expecte
 
 @pytest.mark.parametrize("value", [0, -1.0, "1", True])
 def test_norm_that_is_no_positive_number_is_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match="max_norm must be a positive number or null"):
+    with pytest.raises(ValueError, match="max_norm must be a positive number, not"):
         ClipGradients(nn.Linear(1, 1), value)
 
 

@@ -19,6 +19,7 @@ from picture_sets import save
 from PIL import Image
 
 from dinomed.bundle.causes import explain
+from dinomed.bundle.check import check_bundle
 from dinomed.cli.main import main
 from dinomed.errors import InputError
 from dinomed.transforms.natural_images import read_label_map
@@ -320,6 +321,41 @@ def test_coco_with_its_own_classes_takes_81_outputs(tmp_path: Path) -> None:
         **settings,
     )
     assert torch.load(tmp_path / "out" / "best.pt", weights_only=True)["head.weight"].shape[0] == 81
+
+
+def test_verbs_take_a_model_from_one_small_file(tmp_path: Path) -> None:
+    data = MAKERS["ade20k_segmentation"](tmp_path / "data", training=2, validation=1)
+    model = tmp_path / "model.yaml"
+    settings = {**TINY_NETWORK, "network_def": "@networks#linear", "label_names": CLASSES["ade20k_segmentation"]}
+    model.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in settings.items()))
+    root, output = str(BUNDLES / "ade20k_segmentation"), tmp_path / "out"
+    run_settings = {"dataset_dir": data, "output_dir": output, "steps_per_epoch": 1, "max_epochs": 1, "num_workers": 0}
+    run_settings |= {"warmup_steps": 0, "pictures_per_batch": 1, "crop_size": [32, 32], "val_interval": 1}
+    given = [part for key, value in run_settings.items() for part in ("--set", f"{key}={value}")]
+    assert main(["train", root, "--overlay", str(model), *given]) == 0
+    weights = str(output / "best.pt")
+    given = [
+        "--set",
+        f"ckpt_path={weights}",
+        "--set",
+        f"dataset_dir={data}",
+        "--set",
+        f"output_dir={tmp_path / 'eval'}",
+    ]
+    assert main(["evaluate", root, "--overlay", str(model), *given, "--set", "num_workers=0", "--set", "tta=true"]) == 0
+    assert (tmp_path / "eval" / "report.html").is_file()
+    photo = str(next((data / "images" / "validation").iterdir()))
+    command = ["segment", photo, "--bundle", root, "--overlay", str(model), "--weights", weights]
+    assert main([*command, "--output", str(tmp_path / "results"), "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_bundle_is_sound_but_for_the_weights_that_it_does_not_ship(bundle: str) -> None:
+    findings = check_bundle(BUNDLES / bundle)
+    bad = {finding.what for finding in findings if not finding.ok}
+    assert bad <= {"file models/model.pt", "weights fit the network"}
+    assert len(findings) > 30
+    assert not list(BUNDLES.glob(f"{bundle}/models/*"))
 
 
 def test_classes_that_are_not_those_of_the_data_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

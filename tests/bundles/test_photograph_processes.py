@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def test_monais_command_trains_from_the_root_and_segments_from_inside_the_bundle
     evaluation = {**TINY_NETWORK, **settings_of(bundle, tmp_path), "ckpt_path": output / "best.pt", "num_workers": 0}
     monai_run("evaluating", ".", files, BUNDLES / bundle, output_dir=tmp_path / "eval", **evaluation)
     assert (tmp_path / "eval" / "report.html").is_file()
+    several = [*files, "configs/multi_gpu_evaluate.yaml"]
+    monai_run(
+        "evaluating", ".", several, BUNDLES / bundle, launcher=TORCHRUN, output_dir=tmp_path / "both", **evaluation
+    )
+    one, both = (json.loads(next((tmp_path / name).glob("*.json")).read_text()) for name in ("eval", "both"))
+    for key in ("summary", "classes"):
+        assert both[key] == one[key], key
 
 
 @pytest.mark.parametrize("bundle", NAMES)

@@ -61,32 +61,37 @@ def decide_image_labels(probs: Tensor, height: int, width: int, strip_numbers: i
     rows = max(1, strip_numbers // (classes * width))
     for start in range(0, height, rows):
         stop = min(start + rows, height)
-        best, found = _strip(probs, start, stop, height, width).max(dim=0)
-        values = found.cpu().numpy()
-        labels[start:stop] = values
-        counts += np.bincount(values.ravel(), minlength=classes)
-        sums += np.bincount(values.ravel(), weights=best.cpu().double().numpy().ravel(), minlength=classes)
+        best, found = _decide_strip(probs, start, stop, height, width)
+        labels[start:stop] = found
+        counts += np.bincount(found.ravel(), minlength=classes)
+        sums += np.bincount(found.ravel(), weights=best.ravel(), minlength=classes)
     confidence = np.full(classes, np.nan)
     np.divide(sums, counts, out=confidence, where=counts > 0)
     return ImageLabels(labels, np.minimum(confidence, 1.0), counts)
 
 
-def _strip(probs: Tensor, start: int, stop: int, height: int, width: int) -> Tensor:
-    """Return the rows `start` to `stop` of probabilities (C, h, w) resized to (C, height, width)."""
+def _decide_strip(
+    probs: Tensor, start: int, stop: int, height: int, width: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the winning probability and class of the rows `start` to `stop` of the label map."""
     given = probs.shape[1]
-    if given == height:
-        strip = probs[:, start:stop]
-    else:
-        centres = (torch.arange(start, stop, dtype=torch.float64, device=probs.device) + 0.5) * (given / height) - 0.5
-        centres = centres.clamp(0, given - 1)
-        above = centres.floor().long()
-        below = (above + 1).clamp(max=given - 1)
-        share = (centres - above).to(probs.dtype)[None, :, None]
-        strip = torch.lerp(probs[:, above], probs[:, below], share)
-    if strip.shape[2] == width:
-        return strip
-    # The rows are as many as before, so that only the columns are resized.
-    return functional.interpolate(strip[None], (stop - start, width), mode="bilinear", align_corners=False)[0]
+    centres = (torch.arange(start, stop, dtype=torch.float64, device=probs.device) + 0.5) * (given / height) - 0.5
+    centres = centres.clamp(0, given - 1)
+    above = centres.floor().long()
+    below = (above + 1).clamp(max=given - 1)
+    first, last = int(above[0]), int(below[-1])
+    source = probs[:, first : last + 1]
+    # A pixel's winner has at least the mean over the classes, and interpolation stays within what it is made of. So a
+    # class that is nowhere above the least mean cannot win; of 150 most are not.
+    possible = torch.nonzero(source.amax(dim=(1, 2)) >= source.mean(dim=0).min())[:, 0]
+    strip = source[possible]
+    share = (centres - above).to(probs.dtype)[None, :, None]
+    strip = torch.lerp(strip[:, above - first], strip[:, below - first], share)
+    if strip.shape[2] != width:
+        # The rows are as many as before, so that only the columns are resized.
+        strip = functional.interpolate(strip[None], (stop - start, width), mode="bilinear", align_corners=False)[0]
+    best, index = strip.max(dim=0)
+    return best.double().cpu().numpy(), possible[index].cpu().numpy()
 
 
 class LabelsAtImageSized(MapTransform):

@@ -99,11 +99,11 @@ def _write_names(overlay: Image.Image, labels: NDArray[np.integer], rows: Sequen
         if row["share"] < NAMED_SHARE:
             break
         depth = ndimage.distance_transform_edt(np.pad(found == row["value"], 1))[1:-1, 1:-1]
-        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        y, x = divmod(int(depth.argmax()), overlay.width)
         text = str(row["name"])
-        half = draw.textlength(text, font=_font()) / 2
-        x = float(np.clip(float(x), half + 2, max(half + 2, overlay.width - half - 2)))
-        draw.text((x - half, float(y) - 8), text, fill="white", font=_font(), stroke_width=2, stroke_fill="black")
+        width = draw.textlength(text, font=_font())
+        left = max(2.0, min(x - width / 2, overlay.width - width - 2))
+        draw.text((left, y - 8), text, fill="white", font=_font(), stroke_width=2, stroke_fill="black")
 
 
 def _draw_legend(

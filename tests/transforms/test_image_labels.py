@@ -14,8 +14,9 @@ from dinomed.transforms.image_labels import LabelsAtImageSized, decide_image_lab
 from dinomed.transforms.natural_images import FitShorterSided, LoadImageRGBd, fitted_size
 
 
-def probabilities(classes: int, height: int, width: int) -> torch.Tensor:
-    return torch.rand(classes, height, width, generator=torch.Generator().manual_seed(0)).softmax(0)
+def probabilities(classes: int, height: int, width: int, sharpness: float = 1.0) -> torch.Tensor:
+    logits = torch.rand(classes, height, width, generator=torch.Generator().manual_seed(0))
+    return (sharpness * logits).softmax(0)
 
 
 @pytest.mark.parametrize("size", [(31, 45), (20, 30), (7, 90), (64, 30)])
@@ -25,6 +26,17 @@ def test_labels_are_those_of_the_metrics_at_any_size_and_strip(size: tuple[int, 
     decided = decide_image_labels(probs, *size, strip_numbers=strip_numbers)
     assert decided.labels.dtype == np.uint8
     np.testing.assert_array_equal(decided.labels, labels_at_size(probs, size)[0].numpy())
+
+
+def test_classes_that_cannot_win_are_left_out_without_a_trace() -> None:
+    # A picture of 40 classes, of which most are certain to be absent from most of its strips.
+    probs = probabilities(40, 24, 30, sharpness=60)
+    for row in range(24):
+        probs[torch.arange(40) % 8 != row // 3, row] *= 0.01
+    probs /= probs.sum(0)
+    decided = decide_image_labels(probs, 71, 95, strip_numbers=40 * 95 * 5)
+    np.testing.assert_array_equal(decided.labels, labels_at_size(probs, (71, 95))[0].numpy())
+    assert len(np.unique(decided.labels)) > 20
 
 
 def test_confidence_is_the_mean_of_what_won() -> None:

@@ -16,6 +16,7 @@ from dinomed.errors import DinomedError
 from dinomed.handlers.processes import any_of, gathered
 
 NAMED = 16
+STATISTICS = ("running_mean", "running_var")
 SOURCE_KEYS = ("source", "name", "case", "path", "filename")
 WAY_OUT = (
     "the last checkpoint and best.pt are whole: look at these files, or train on from best.pt (initial_weights) with a "
@@ -79,8 +80,12 @@ def diverged(engine: Engine, what: str, files: Sequence[str]) -> DivergedError:
 
 
 def finite(network: nn.Module) -> bool:
-    """Whether all floating-point weights and buffers are numbers, in every process that trains the network."""
-    tensors = [value for value in (*network.parameters(), *network.buffers()) if value.is_floating_point()]
+    """Whether all weights and the statistics of batch norm are numbers, in every process that trains the network.
+
+    Other buffers are constants, and may hold infinities on purpose.
+    """
+    statistics = [value for name, value in network.named_buffers() if name.rpartition(".")[2] in STATISTICS]
+    tensors = [*network.parameters(), *statistics]
     local = [getattr(value, "to_local", lambda value=value: value)() for value in tensors]
     sound = all(bool(torch.isfinite(value).all()) for value in local)
     return not any_of(not sound, tensors[0].device if tensors else "cpu")

@@ -11,20 +11,9 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from dinomed.handlers.divergence import StopAtNaN, batch_files, diverged
+from dinomed.errors import InputError
+from dinomed.handlers.divergence import batch_files, diverged
 from dinomed.handlers.processes import gathered
-
-__all__ = [
-    "ClipGradients",
-    "EpochOfData",
-    "StepSchedule",
-    "StopAtNaN",
-    "WarmupSchedule",
-    "group_position",
-    "optimiser_steps",
-    "warmup_cosine",
-    "warmup_polynomial",
-]
 
 
 class EpochAware(Protocol):
@@ -198,6 +187,7 @@ class ClipGradients:
 
         Raises:
             DivergedError: if they are NaN or infinite.
+            InputError: if a loss scaler meets sharded weights.
         """
         position, size = group_position(engine)
         self._files = batch_files(engine.state.batch) + (self._files if position > 1 else [])
@@ -212,8 +202,11 @@ class ClipGradients:
             for parameter in self.network.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(missing)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
-        total = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm: Any = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        sharded = hasattr(norm, "full_tensor")
+        if scaled and sharded:  # each process would look for overflow in its own part only, and step by itself
+            raise InputError("sharded weights cannot be trained in float16; set precision to bfloat16")
+        total = float(norm.full_tensor() if sharded else norm)
         # After the processes have averaged their gradients all of them see the same norm.
         if not math.isfinite(total) and not scaled:
             files = [name for names in gathered(self._files) for name in names]

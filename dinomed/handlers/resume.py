@@ -18,6 +18,7 @@ from dinomed.handlers.divergence import batch_files, diverged, finite
 from dinomed.handlers.processes import gathered, rank
 from dinomed.handlers.random_states import random_states, restore_random_states
 from dinomed.handlers.sharded_state import (
+    is_sharded,
     load_network_state,
     load_optimizer_state,
     network_state,
@@ -161,7 +162,9 @@ class ResumableCheckpoint:
     def _read(self) -> dict[str, Any]:
         """Read the file, with all entries in their place."""
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            # Where each process takes its part of large weights, none reads the whole file into its memory.
+            mapped = is_sharded(self.network)
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
             version = content.get("format", 1)
         except Exception as error:  # a damaged file makes torch.load raise almost anything
             raise WeightsError(

@@ -134,8 +134,9 @@ def test_batch_without_names_is_said_and_a_long_one_shortened() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_finite_looks_at_weights_and_buffers(value: float) -> None:
+def test_finite_looks_at_weights_and_statistics_but_not_at_constants(value: float) -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    net.register_buffer("mask", torch.tensor([value]))
     assert finite(net)
     net[1].running_var[1] = value
     assert not finite(net)

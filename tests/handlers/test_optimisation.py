@@ -9,11 +9,11 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
+from dinomed.handlers.divergence import StopAtNaN
 from dinomed.handlers.optimisation import (
     ClipGradients,
     EpochOfData,
     StepSchedule,
-    StopAtNaN,
     optimiser_steps,
     warmup_cosine,
     warmup_polynomial,

@@ -80,7 +80,7 @@ def read_classes(path: Path) -> tuple[Tensor, tuple[float, float, float]]:
 IN_PLANE_WANDER_MM = 10.0
 
 
-class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
+class SyntheticSlices(Dataset[list[dict[str, Any]]]):
     """Slices of synthetic head scans, `slices_per_item` at a time.
 
     An item is one batch: its slices share their plane size and come from `slices_per_item / slices_per_scan`
@@ -129,7 +129,7 @@ class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
             raise ValueError(f"sizes must be one or more in-plane sizes in voxels, not {sizes}")
         if not label_maps:
             raise InputError("there are no label maps to draw from; set dataset_dir to the folder that holds them")
-        self.classes = [read_classes(Path(path)) for path in label_maps]
+        self.classes = [(*read_classes(Path(path)), str(path)) for path in label_maps]
         self.targets = class_targets({int(label): numbers for label, numbers in label_sources.items()})
         self.intensity = intensity
         self.length = length
@@ -150,18 +150,19 @@ class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> list[dict[str, Tensor]]:
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
         """Draw one item.
 
         Returns:
-            A list of dictionaries with "image" (channels, rows, columns) float32 and "label" (1, rows, columns) uint8.
+            A list of dictionaries with "image" (channels, rows, columns) float32, "label" (1, rows, columns) uint8 and
+            "source", the label map that the scan was drawn from.
         """
         if not 0 <= index < self.length:
             raise IndexError(index)
         entropy = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(entropy))
         size = self._choose(generator, self.sizes)
-        item: list[dict[str, Tensor]] = []
+        item: list[dict[str, Any]] = []
         for _ in range(self.scans_per_item):
             item += self._draw_slices(generator, size)
         return item
@@ -170,9 +171,9 @@ class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
     def _choose(generator: torch.Generator, options: Sequence[Any]) -> Any:
         return options[int(torch.randint(len(options), (), generator=generator))]
 
-    def _draw_slices(self, generator: torch.Generator, size: int) -> list[dict[str, Tensor]]:
+    def _draw_slices(self, generator: torch.Generator, size: int) -> list[dict[str, Any]]:
         """Draw one slab of a head and cut its slices."""
-        classes, spacing_mm = self._choose(generator, self.classes)
+        classes, spacing_mm, source = self._choose(generator, self.classes)
         axis = PLANE_AXES[self._choose(generator, self.planes)]
         gap = 3  # slices of one slab stand a little apart, so that they differ
         margin = self.neighbours + 2
@@ -191,7 +192,8 @@ class SyntheticSlices(Dataset[list[dict[str, Tensor]]]):
         indices = [margin + gap * k for k in range(self.slices_per_scan)]
         images = slice_inputs(scan, axis, indices, self.neighbours)
         masks = slice_inputs(labels, axis, indices, neighbours=0)
-        return [{"image": image, "label": mask} for image, mask in zip(images, masks, strict=True)]
+        pairs = zip(images, masks, strict=True)
+        return [{"image": image, "label": mask, "source": source} for image, mask in pairs]
 
     @staticmethod
     def _draw_centre(

@@ -287,5 +287,6 @@ def test_loss_that_is_no_number_leaves_the_last_checkpoint(
 ) -> None:
     settings = {"dataset_dir": str(maps), "output_dir": str(tmp_path), "steps_per_epoch": 2, "warmup_steps": 1}
     line = last_line(capsys, ["train"], **settings, **{"loss#loss#cross_entropy_weight": float("nan")})
-    assert "the loss became nan at step 1 (epoch 1)" in line
+    assert "the loss became nan at step 1 (epoch 1) in a batch of " in line
+    assert f"{maps}/training_seg_0" in line
     assert not (tmp_path / "checkpoint.pt").exists()

@@ -11,6 +11,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from dinomed.errors import InputError
@@ -148,11 +149,12 @@ class LoadLabelMapd(MapTransform):
         label_values: Numbers to replace first, such as {255: 1} for masks in black and white.
         ignore_index: Number of the pixels that count nowhere.
         image_key: Entry with the loaded picture, whose size is compared; absent is fine.
+        num_classes: Labels must lie below this, or be `ignore_index`; None for any.
         allow_missing_keys: Whether entries may be absent.
 
     Raises:
-        InputError: As `read_label_map`, and if picture and label map differ in size. MONAI's `Compose` hides it as
-            the `__cause__` of a `RuntimeError`.
+        InputError: As `read_label_map`, and if picture and label map differ in size or a label is none. MONAI's
+            `Compose` hides it as the `__cause__` of a `RuntimeError`.
     """
 
     def __init__(
@@ -163,8 +165,10 @@ class LoadLabelMapd(MapTransform):
         ignore_index: int = IGNORE_INDEX,
         image_key: str = "image",
         allow_missing_keys: bool = False,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
         self.reduce_zero_label = reduce_zero_label
         self.label_values = {int(old): int(new) for old, new in (label_values or {}).items()}
         self.ignore_index = ignore_index
@@ -179,8 +183,20 @@ class LoadLabelMapd(MapTransform):
             image = loaded.get(self.image_key)
             if isinstance(image, torch.Tensor) and tuple(image.shape[-2:]) != labels.shape:
                 raise InputError(size_difference(str(path), labels.shape, tuple(image.shape[-2:])))
+            self._check_range(path, labels)
             loaded[key] = _meta_tensor(torch.from_numpy(labels.astype(np.int64))[None], path)
         return loaded
+
+    def _check_range(self, path: PathLike, labels: NDArray[np.int32]) -> None:
+        if self.num_classes is None:
+            return
+        wrong = labels[((labels < 0) | (labels >= self.num_classes)) & (labels != self.ignore_index)]
+        if wrong.size:
+            raise InputError(
+                f"{path} holds the label {int(wrong[0])}, but the classes are 0 to {self.num_classes - 1} (after "
+                f"reduce_zero_label={str(self.reduce_zero_label).lower()}); correct the file or label_names, see "
+                "`dinomed data check`"
+            )
 
 
 def _meta_tensor(tensor: torch.Tensor, path: PathLike) -> MetaTensor:

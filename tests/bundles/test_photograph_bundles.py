@@ -365,6 +365,21 @@ def test_classes_that_are_not_those_of_the_data_are_refused(tmp_path: Path, caps
     assert "has 3 classes (background, box, stripe), but label_names lists 3 others or in another order" in line
 
 
+def test_broken_files_are_named_when_training_meets_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = MAKERS["ade20k_segmentation"](tmp_path / "data")
+    settings = {"dataset_dir": str(data), "output_dir": str(tmp_path / "out"), **TINY_TRAINING}
+    label, picture = data / "annotations" / "training" / "s0.png", data / "images" / "training" / "s1.jpg"
+    whole = label.read_bytes()
+    save(label, np.full(SIZES[0], 9, dtype=np.uint8))
+    line = last_line(capsys, "ade20k_segmentation", ["train"], **settings)
+    assert "s0.png holds the label 8, but the classes are 0 to 2" in line
+    label.write_bytes(whole)
+    picture.write_bytes(picture.read_bytes()[:900])
+    line = last_line(capsys, "ade20k_segmentation", ["train"], **settings)
+    assert "s1.jpg cannot be read as a picture" in line
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
 @pytest.mark.parametrize("bundle", NAMES)
 def test_absent_data_and_weights_are_said_in_one_sentence(
     bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

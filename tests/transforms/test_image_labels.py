@@ -11,7 +11,7 @@ from picture_sets import noise, save
 from dinomed.errors import InputError
 from dinomed.metrics import labels_at_size
 from dinomed.transforms.image_labels import LabelsAtImageSized, decide_image_labels
-from dinomed.transforms.natural_images import FitShorterSided, LoadImageRGBd, fitted_size
+from dinomed.transforms.natural_images import FitShorterSided, LoadImageRGBd, LoadLabelMapd, fitted_size
 
 
 def probabilities(classes: int, height: int, width: int, sharpness: float = 1.0) -> torch.Tensor:
@@ -116,3 +116,16 @@ def test_scan_in_the_place_of_a_picture_is_named_as_one(tmp_path: Path) -> None:
     path.write_bytes(b"\x1f\x8b")
     with pytest.raises(InputError, match="is a scan, and this bundle reads pictures"):
         LoadImageRGBd()({"image": str(path)})
+
+
+@pytest.mark.parametrize(("value", "reduced"), [(3, False), (254, False), (0, False), (4, True)])
+def test_label_beyond_the_classes_names_its_file(tmp_path: Path, value: int, reduced: bool) -> None:
+    labels = np.full((4, 5), 255, dtype=np.uint8)
+    labels[1, 1] = value
+    path = save(tmp_path / "a.png", labels)
+    load = LoadLabelMapd(num_classes=3, reduce_zero_label=reduced)
+    if value == 0:
+        assert int(load({"label": str(path)})["label"][0, 1, 1]) == 0
+        return
+    with pytest.raises(InputError, match=r"a\.png holds the label \d+, but the classes are 0 to 2"):
+        load({"label": str(path)})

@@ -14,6 +14,7 @@ from torch import nn
 
 from dinomed.errors import DinomedError
 from dinomed.handlers.processes import any_of, gathered
+from dinomed.handlers.sharded_state import is_sharded
 
 NAMED = 16
 STATISTICS = ("running_mean", "running_var")
@@ -80,7 +81,7 @@ def diverged(engine: Engine, what: str, files: Sequence[str]) -> DivergedError:
 
 
 def finite(network: nn.Module) -> bool:
-    """Whether all weights and the statistics of batch norm are numbers, in every process that trains the network.
+    """Whether all weights and the statistics of batch norm are numbers; of sharded weights those of all processes.
 
     Other buffers are constants, and may hold infinities on purpose.
     """
@@ -88,7 +89,7 @@ def finite(network: nn.Module) -> bool:
     tensors = [*network.parameters(), *statistics]
     local = [getattr(value, "to_local", lambda value=value: value)() for value in tensors]
     sound = all(bool(torch.isfinite(value).all()) for value in local)
-    return not any_of(not sound, tensors[0].device if tensors else "cpu")
+    return not any_of(not sound, tensors[0].device) if is_sharded(network) else sound
 
 
 class StopAtNaN:

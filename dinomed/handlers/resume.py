@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -221,10 +221,13 @@ class ResumableCheckpoint:
 
 def _check_length(engine: Engine) -> None:
     """Refuse epochs that end within the data: Ignite goes on there, but a new process begins at the beginning."""
-    loader = engine.state.dataloader
-    if isinstance(loader, Sized) and len(loader) != engine.state.epoch_length:
+    try:
+        length = len(engine.state.dataloader)
+    except TypeError:  # a stream
+        return
+    if length != engine.state.epoch_length:
         raise InputError(
-            f"an epoch has {engine.state.epoch_length} batches, but the data loader gives {len(loader)}, so that a "
+            f"an epoch has {engine.state.epoch_length} batches, but the data loader gives {length}, so that a "
             "resumed run would see other data; make them equal, for example by samples_per_epoch of an EpochSampler"
         )
 

@@ -67,13 +67,13 @@ class NoisyNetwork(nn.Module):
         return self.rest(self.backbone(image))
 
 
-def small_network(noise: bool) -> nn.Module:
+def small_network(noise: bool, frozen: bool = False) -> nn.Module:
     """Without noise nothing but the items and their order decides; with it there are dropout and batch norm."""
     if noise:
         return NoisyNetwork()
     # Fresh layer scales of 1e-5 would hide the blocks.
     options = {"init_values": 0.5, "embed_dim": 32, "depth": 4, "num_heads": 2}
-    backbone = create_backbone("dinov3_vit_tiny16", frozen=False, **options)
+    backbone = create_backbone("dinov3_vit_tiny16", frozen=frozen, **options)
     return Segmenter(backbone, LinearDecoder(backbone.channels, backbone.strides, norm_layer=nn.Identity), 2)
 
 
@@ -81,6 +81,7 @@ def train(
     folder: Path,
     wrap: str = "",
     noise: bool = False,
+    frozen: bool = False,
     broken: int = -1,
     kill_at: int = -1,
     total_batch: int = 4,
@@ -89,7 +90,7 @@ def train(
     """Train for three epochs of three batches (of all processes together), as a bundle does."""
     prepare_run(0)
     world_size, rank = process_count(), process_rank()
-    network = start_network(small_network(noise), None, "cpu")
+    network = start_network(small_network(noise, frozen), None, "cpu")
     if wrap:
         network = distribute(network, CPU, sharded=wrap == "shard")
     items = Pictures(broken=broken)
@@ -168,6 +169,8 @@ def all_together(folder: str) -> dict[str, Any]:
     found["sharded"] = train(place / "sharded", "shard")
     found["sharded killed"] = train(place / "sharded_killed", "shard", kill_at=5)
     found["sharded resumed"] = train(place / "sharded_killed", "shard")
+    for _ in range(2):  # the second one finds itself at the end
+        found["frozen"] = train(place / "frozen", "shard", frozen=True)
     return found
 
 
@@ -220,6 +223,13 @@ def test_two_processes_train_as_one_with_the_larger_batch(place: Path, together:
     logged = [[float(row["loss"]) for row in rows(folder)] for folder in (alone[0], place / kind)]
     assert len(logged[0]) == 9
     assert logged[1] == pytest.approx(logged[0], abs=2e-5)
+
+
+def test_frozen_backbone_is_shared_out_and_stays_as_it_is(place: Path, together: Any) -> None:
+    before, after = start(), load(place / "frozen" / "checkpoint.pt")["network"]
+    unchanged = {key for key, value in before.items() if torch.equal(value, after[key])}
+    assert {key for key in before if key.startswith("backbone.")} <= unchanged
+    assert "head.weight" not in unchanged
 
 
 def start() -> Any:

@@ -56,7 +56,7 @@ def torch_folder() -> Path:
 def cuda_flags() -> list[str]:
     """Turn TORCH_CUDA_ARCH_LIST into nvcc's flags."""
     flags = []
-    for name in os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(" ", ";").split(";"):
+    for name in filter(None, os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(" ", ";").split(";")):
         number = name.removesuffix("+PTX").replace(".", "")
         flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
         if name.endswith("+PTX"):

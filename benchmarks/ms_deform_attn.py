@@ -106,10 +106,6 @@ def plain_adapter(adapter: DINOv3Adapter, image: Tensor) -> list[Tensor]:
     return [norm(x + y) for norm, x, y in zip(adapter.norms, maps, resized, strict=True)]
 
 
-def unfolded(block: torch.nn.Module, x: Tensor) -> Tensor:
-    return torch.nn.Sequential.forward(block, x) if isinstance(block, ConvNormAct) else block(x)
-
-
 def as_maps(tokens: Tensor, sizes: list[torch.Size]) -> list[Tensor]:
     parts = tokens.split([height * width for height, width in sizes], dim=1)
     return [part.transpose(1, 2).unflatten(2, size).contiguous() for part, size in zip(parts, sizes, strict=True)]

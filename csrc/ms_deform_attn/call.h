@@ -76,7 +76,11 @@ struct Call {
     int64_t pixels = 0;
     for (size_t l = 0; l < heights.size(); ++l) {
       STD_TORCH_CHECK(heights[l] >= 0 && widths[l] >= 0, "ms_deform_attn: a map's height and width cannot be negative");
-      pixels += heights[l] * widths[l];
+      int64_t of_level = 0;
+      STD_TORCH_CHECK(heights[l] < (int64_t{1} << 31) && widths[l] < (int64_t{1} << 31) &&
+                          !__builtin_mul_overflow(heights[l], widths[l], &of_level) &&
+                          !__builtin_add_overflow(pixels, of_level, &pixels),
+                      "ms_deform_attn: maps of ", heights[l], " x ", widths[l], " pixels are too large");
     }
     STD_TORCH_CHECK(pixels == problem.pixels, "ms_deform_attn: the spatial shapes hold ", pixels,
                     " pixels but value has ", problem.pixels);

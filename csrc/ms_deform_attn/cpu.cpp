@@ -73,7 +73,9 @@ std::atomic<const Kernels*> chosen_kernels{find_kernels(nullptr)};
 
 int64_t packed_elements_per_head(const Call& call) {
   int64_t pixels = 0;
-  for (size_t l = 0; l < call.heights.size(); ++l) pixels += (call.heights[l] + 4) * (call.widths[l] + 2) + 2;
+  for (size_t l = 0; l < call.heights.size(); ++l) {
+    if (call.heights[l] > 0 && call.widths[l] > 0) pixels += (call.heights[l] + 4) * (call.widths[l] + 2) + 2;
+  }
   return pixels * ((call.problem.depth + 15) / 16 * 16);
 }
 

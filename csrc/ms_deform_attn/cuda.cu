@@ -134,7 +134,6 @@ int64_t blocks(const Work<S>& work) {
 }
 
 void prepare(Call* call) {
-  check(*call);
   align(&call->value, &call->inputs.value);
   align(&call->locations, &call->inputs.locations);
   align(&call->weights, &call->inputs.weights);
@@ -143,6 +142,7 @@ void prepare(Call* call) {
 Tensor run_forward(Call call) {
   const Problem& problem = call.problem;
   const int64_t sizes[] = {problem.batch, problem.queries, problem.heads * problem.depth};
+  check(call);
   const Device device(call.value);
   prepare(&call);
   if (call.is_empty()) return torch::stable::new_zeros(call.value, {sizes, 3});
@@ -182,6 +182,10 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(Call call, const Tensor& grad_ou
   STD_TORCH_CHECK(grad_output.dim() == 3 && grad_output.size(0) == problem.batch &&
                       grad_output.size(1) == problem.queries && grad_output.size(2) == problem.heads * problem.depth,
                   "ms_deform_attn: the gradient must have the output's shape (B, Q, M * D)");
+  STD_TORCH_CHECK(
+      grad_output.is_cuda() == call.value.is_cuda() && grad_output.get_device_index() == call.value.get_device_index(),
+      "ms_deform_attn: the gradient must be on the device of value");
+  check(call);
   const Device device(call.value);
   prepare(&call);
   const ScalarType value_scalar = call.value.scalar_type(), real = real_type(problem.type);

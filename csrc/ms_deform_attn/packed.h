@@ -24,8 +24,9 @@ struct PackedMaps {
   void for_rows(const Problem& problem, Use use) const {
     int64_t from = 0, to = 0;
     for (int64_t l = 0; l < problem.levels; ++l) {
-      const int64_t height = problem.heights[l], width = problem.widths[l], pitch = width + kFrame;
-      for (int64_t y = 0; y < height; ++y) use(from + y * width, (to + (y + kFrame) * pitch + kFrame) * row, width);
+      const int64_t height = problem.heights[l], width = problem.widths[l], pitch = framed_pitch(problem, l);
+      for (int64_t y = 0; width > 0 && y < height; ++y)
+        use(from + y * width, (to + (y + kFrame) * pitch + kFrame) * row, width);
       from += height * width;
       to += framed_pixels(height, width);
     }
@@ -213,7 +214,7 @@ bool forward_packed(const Problem& problem, const Inputs& in, S* output, const P
   ForwardScratch<T> scratch(arena, problem, piece.heads);
   scratch.table.fill(problem, scratch.maps.row);
   scratch.maps.fill(problem, static_cast<const S*>(in.value), piece);
-  for (int64_t l = 0; l < problem.levels; ++l) scratch.pitches[l] = (problem.widths[l] + kFrame) * scratch.maps.row;
+  for (int64_t l = 0; l < problem.levels; ++l) scratch.pitches[l] = framed_pitch(problem, l) * scratch.maps.row;
   const int64_t end = piece.first_query + piece.queries;
   for (int64_t first = piece.first_query; first < end; first += scratch.block) {
     const int64_t queries = end - first < scratch.block ? end - first : scratch.block;

@@ -135,7 +135,7 @@ bool backward_packed(const Problem& problem, const Inputs& in, const Gradients& 
   scratch.table.fill(problem, scratch.maps.row);
   scratch.maps.fill(problem, static_cast<const S*>(in.value), piece);
   std::memset(scratch.changes.data, 0, sizeof(T) * static_cast<uint64_t>(piece.heads * scratch.changes.head));
-  for (int64_t l = 0; l < problem.levels; ++l) scratch.pitches[l] = (problem.widths[l] + kFrame) * scratch.maps.row;
+  for (int64_t l = 0; l < problem.levels; ++l) scratch.pitches[l] = framed_pitch(problem, l) * scratch.maps.row;
   const int depth = static_cast<int>(problem.depth);
   for (int64_t query = piece.first_query; query < piece.first_query + piece.queries; ++query) {
     for_points<T>(problem, in, scratch.table, piece, query, 1, [&](int64_t, int64_t i, const Points<T>& points) {

@@ -62,16 +62,20 @@ __device__ __forceinline__ int quotient(int i, float one_per_n) {
 }
 
 // The pixel before a coordinate and the way from it: 0 to 1, or NaN. The way is found from the coordinate's factors
-// again, in one fused multiply-add, so that it keeps its precision on large maps. Two pixels beyond an edge, where both
-// neighbours are outside, are as far as infinity.
+// again, in one fused multiply-add, so that it keeps its precision on large maps; where it shows that rounding had put
+// the coordinate on the other side of a pixel's centre, the pixel is the next one. Two pixels beyond an edge, where
+// both neighbours are outside, are as far as infinity. A map without pixels is as one whose only pixel counts nothing.
 template <typename T>
 __device__ __forceinline__ void split(T location, T offset, int size, int* whole, T* part) {
-  const T length = static_cast<T>(size);
+  const T length = size > 0 ? static_cast<T>(size) : T(1);
   T place = fma(location, length, offset - T(0.5));
   place = place > T(-2) ? place : T(-2);  // NaN goes there too
   place = place < length ? place : length;
   *whole = static_cast<int>(place + T(2)) - 2;
   T way = fma(location, length, -(static_cast<T>(*whole) + T(0.5))) + offset;
+  const bool back = way < T(0) && *whole > -2, on = way >= T(1) && *whole < size;
+  *whole += static_cast<int>(on) - static_cast<int>(back);
+  way += static_cast<T>(static_cast<int>(back) - static_cast<int>(on));
   way = way < T(-1) ? T(-1) : way;  // points at infinity; NaN stays
   *part = way > T(2) ? T(2) : way;
 }

@@ -40,8 +40,13 @@ class Arena {
 // each row, which serve as the next row's left frame. With points clamped to [-2, size] no neighbour needs a test, and
 // a neighbour outside is a zero that was read, never a value times zero.
 constexpr int kFrame = 2;
+// A map without pixels is framed like one of a single pixel, which is zero: then no point needs a test there either.
+inline int64_t framed_size(int64_t size, int64_t other) { return size > 0 && other > 0 ? size : 1; }
 inline int64_t framed_pixels(int64_t height, int64_t width) {
-  return (height + 2 * kFrame) * (width + kFrame) + kFrame;
+  return (framed_size(height, width) + 2 * kFrame) * (framed_size(width, height) + kFrame) + kFrame;
+}
+inline int64_t framed_pitch(const Problem& problem, int64_t level) {
+  return framed_size(problem.widths[level], problem.heights[level]) + kFrame;
 }
 
 // What a point's place among a piece's heads, levels and points says of its map; padded to whole vectors.
@@ -72,9 +77,9 @@ struct PointTable {
       int64_t start = 0;
       const int64_t level = i % per_head / problem.points;
       for (int64_t l = 0; l < level; ++l) start += framed_pixels(problem.heights[l], problem.widths[l]);
-      width[i] = static_cast<T>(problem.widths[level]);
-      height[i] = static_cast<T>(problem.heights[level]);
-      pitch[i] = static_cast<Int>((problem.widths[level] + kFrame) * row_elements);
+      width[i] = static_cast<T>(framed_size(problem.widths[level], problem.heights[level]));
+      height[i] = static_cast<T>(framed_size(problem.heights[level], problem.widths[level]));
+      pitch[i] = static_cast<Int>(framed_pitch(problem, level) * row_elements);
       base[i] = static_cast<Int>(start * row_elements);
     }
   }
@@ -87,17 +92,40 @@ struct Points {
   Vec<T> weight;
 };
 
-// The neighbour before a coordinate and the way from it. The way is found from the coordinate's factors again, in one
-// fused multiply-add where there is one, so that it keeps its precision on large maps.
+// x * y - z, rounded once or nearly so: the machine's fused multiply-add, or Dekker's product of two halves each.
+template <typename T>
+inline Vec<T> product_minus(Vec<T> x, Vec<T> y, Vec<T> z) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return x * y - z;  // contracted by the compiler
+#else
+  if constexpr (sizeof(T) == 8) return x * y - z;
+  const Vec<T> big = splat<T>(T(1e30));  // beyond every map; the halves' factor must not overflow
+  x = x > big ? big : x;
+  x = x < -big ? -big : x;
+  const Vec<T> x_high = x * T(4097) - (x * T(4097) - x), x_low = x - x_high;
+  const Vec<T> y_high = y * T(4097) - (y * T(4097) - y), y_low = y - y_high;
+  const Vec<T> product = x * y;
+  const Vec<T> rest = ((x_high * y_high - product) + x_high * y_low + x_low * y_high) + x_low * y_low;
+  return (product - z) + rest;
+#endif
+}
+
+// The neighbour before a coordinate and the way from it, 0 to 1. The way is found from the coordinate's factors again,
+// rounded once, so that it keeps its precision on large maps; where it shows that rounding had put the coordinate on
+// the other side of a pixel's centre, the neighbour is the next one.
 template <typename T>
 inline void split(Vec<T> location, Vec<T> offset, Vec<T> size, IntVec<T>* whole, Vec<T>* part) {
   const Vec<T> low = splat<T>(-kFrame);
   Vec<T> clamped = location * size + (offset - T(0.5));
   clamped = clamped > low ? clamped : low;  // NaN goes to the frame too
   clamped = clamped < size ? clamped : size;
-  *whole = __builtin_convertvector(clamped + T(kFrame), IntVec<T>);
-  const Vec<T> centre = __builtin_convertvector(*whole, Vec<T>) - T(kFrame - 0.5);
-  Vec<T> way = (location * size - centre) + offset;
+  IntVec<T> before = __builtin_convertvector(clamped + T(kFrame), IntVec<T>);
+  const Vec<T> centre = __builtin_convertvector(before, Vec<T>) - T(kFrame - 0.5);
+  Vec<T> way = product_minus<T>(location, size, centre) + offset;
+  const IntVec<T> last = __builtin_convertvector(size, IntVec<T>) + kFrame;
+  const IntVec<T> back = (way < T(0)) & (before > 0), on = (way >= T(1)) & (before < last);  // -1 where so
+  *whole = before + back - on;
+  way += __builtin_convertvector(on - back, Vec<T>);
   way = way < splat<T>(-1) ? splat<T>(-1) : way;  // points at infinity; NaN stays
   *part = way > splat<T>(2) ? splat<T>(2) : way;
 }

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dinomed.networks.backbones import Backbone, pad_to_multiple
 from dinomed.networks.blocks import ConvNormAct, NormLayer
-from dinomed.networks.folding import ChannelAffine, apply_scaled, norm_affine
+from dinomed.networks.folding import ChannelAffine, apply_scaled, can_fold, norm_affine
 from dinomed.ops import ms_deform_attn_fused
 
 Size = tuple[int, int]
@@ -304,7 +304,7 @@ class DINOv3Adapter(Backbone):
         norm, project = self.norms[0], self.spatial_prior.projections[0]
         assert isinstance(project, nn.Conv2d)
         queries = queries.contiguous(memory_format=torch.channels_last)
-        affine = norm_affine(norm)
+        affine = norm_affine(norm) if can_fold(self.up) and can_fold(project) else None
         if affine is None:
             x = self.up(queries) + project(prior)
             return norm(x + _resize(token_map, x) if self.add_token_maps else x)
@@ -314,7 +314,7 @@ class DINOv3Adapter(Backbone):
         x = apply_scaled(self.up, share, queries)
         x += apply_scaled(project, affine, prior)
         if self.add_token_maps:
-            x += _resize(token_map * affine.scale.view(-1, 1, 1), x)
+            x += _resize(token_map * affine.scale.to(token_map.dtype).view(-1, 1, 1), x)
         return x
 
 

@@ -33,8 +33,24 @@ def norm_affine(norm: nn.Module) -> ChannelAffine | None:
         return None
     if norm.running_mean is None or norm.running_var is None or not norm.affine:
         return None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return ChannelAffine(scale, norm.bias - norm.running_mean * scale)
+    if _is_watched(norm):
+        return None
+    # In float32 at least, whatever the network's type: in half precision a small variance would vanish.
+    dtype = torch.promote_types(norm.running_var.dtype, torch.float32)
+    scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    return ChannelAffine(scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale)
+
+
+def can_fold(conv: nn.Module) -> bool:
+    """Whether a convolution's weights may be used in its place: nothing hooks into its call or makes it another one."""
+    if type(conv) is nn.Conv2d:
+        return conv.padding_mode == "zeros" and not _is_watched(conv)
+    return type(conv) is nn.ConvTranspose2d and not _is_watched(conv)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks run around a module's call, as pruning, weight norm and feature extractors set them."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def apply_scaled(conv: nn.Conv2d | nn.ConvTranspose2d, affine: ChannelAffine, x: Tensor) -> Tensor:
@@ -49,10 +65,11 @@ def apply_scaled(conv: nn.Conv2d | nn.ConvTranspose2d, affine: ChannelAffine, x:
         (B, D, H', W').
     """
     scale, shift = affine
-    bias = shift if conv.bias is None else conv.bias * scale + shift
+    dtype = conv.weight.dtype
+    bias = (shift if conv.bias is None else conv.bias * scale + shift).to(dtype)
     if isinstance(conv, nn.ConvTranspose2d):
-        return F.conv_transpose2d(x, conv.weight * scale.view(-1, 1, 1), bias, conv.stride)
-    weight = conv.weight * scale.view(-1, 1, 1, 1)
+        return F.conv_transpose2d(x, (conv.weight * scale.view(-1, 1, 1)).to(dtype), bias, conv.stride)
+    weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(dtype)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
@@ -67,5 +84,5 @@ def apply_folded(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     Returns:
         (B, D, H', W').
     """
-    affine = norm_affine(norm)
+    affine = norm_affine(norm) if can_fold(conv) else None
     return norm(conv(x)) if affine is None else apply_scaled(conv, affine, x)

@@ -16,6 +16,7 @@ import torch
 
 _FOLDER = Path(__file__).parent
 _NAME = "_ms_deform_attn_{}.abi3.so"
+_QUESTIONS = {"CPU": "dinomed_cpu_kernel", "CUDA": "dinomed_cuda_problem"}
 _libraries: dict[str, ctypes.CDLL] = {}
 _reasons: dict[str, str] = {}
 _widest: str | None = None  # the instruction set that the machine itself chose
@@ -47,9 +48,12 @@ def _load(device: str) -> None:
         _reasons[device] = f"no kernel for {device} was compiled when dinomed was installed"
         return
     try:
-        _libraries[device] = ctypes.CDLL(str(path))
-    except OSError as error:
+        library = ctypes.CDLL(str(path))
+        getattr(library, _QUESTIONS[device])  # what every library of ours answers
+    except (OSError, AttributeError) as error:
         _reasons[device] = f"{path.name} cannot be loaded: {' '.join(str(error).split())}"
+    else:
+        _libraries[device] = library
 
 
 def _keep_reason_of_cuda() -> None:

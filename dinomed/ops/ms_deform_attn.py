@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
+_VALUE_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 torch.library.define(
     "dinomed::ms_deform_attn",
     "(Tensor value, SymInt[] heights, SymInt[] widths, Tensor sampling_locations, Tensor attention_weights, "
@@ -56,11 +57,10 @@ def ms_deform_attn(
         One vector per query, heads concatenated, (B, Q, M * D), of the type of `value`.
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ValueError: If shapes, types or devices do not belong together.
     """
-    heights = [height for height, _ in spatial_shapes]
-    widths = [width for _, width in spatial_shapes]
-    check_shapes(value, heights, widths, sampling_locations, attention_weights)
+    heights, widths = split_shapes(spatial_shapes)
+    check_inputs(value, heights, widths, sampling_locations, attention_weights)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     return torch.ops.dinomed.ms_deform_attn(
@@ -68,8 +68,22 @@ def ms_deform_attn(
     )
 
 
-def check_shapes(value: Tensor, heights: list[int], widths: list[int], locations: Tensor, weights: Tensor) -> None:
-    """Refuse shapes that do not belong together.
+def split_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Give the heights and the widths of the levels.
+
+    Raises:
+        ValueError: If they are no pairs, or negative.
+    """
+    if any(len(pair) != 2 for pair in spatial_shapes):
+        raise ValueError(f"spatial_shapes must be pairs (height, width), one for each level, not {spatial_shapes}")
+    heights, widths = [height for height, _ in spatial_shapes], [width for _, width in spatial_shapes]
+    if any(size < 0 for size in (*heights, *widths)):
+        raise ValueError(f"a map's height and width cannot be negative: {spatial_shapes}")
+    return heights, widths
+
+
+def check_inputs(value: Tensor, heights: list[int], widths: list[int], locations: Tensor, weights: Tensor) -> None:
+    """Refuse tensors that do not belong together.
 
     Args:
         value: (B, S, M, D).
@@ -81,6 +95,16 @@ def check_shapes(value: Tensor, heights: list[int], widths: list[int], locations
     Raises:
         ValueError: If they do not, with what is wrong.
     """
+    if value.dtype not in _VALUE_TYPES or not locations.is_floating_point() or not weights.is_floating_point():
+        raise ValueError(
+            "value must be float32, float64, bfloat16 or float16, locations and weights real, not "
+            f"{value.dtype}, {locations.dtype} and {weights.dtype}"
+        )
+    if value.device != locations.device or value.device != weights.device:
+        raise ValueError(
+            f"value, locations and weights lie on {value.device}, {locations.device} and {weights.device}; move them "
+            "to one device"
+        )
     if value.dim() != 4 or locations.dim() != 6 or weights.dim() != 5:
         raise ValueError(
             "value, sampling_locations and attention_weights must be (B, S, M, D), (B, Q, M, L, P, 2) and "
@@ -150,6 +174,8 @@ def _reference(
         maps = _level_maps(value, heights, widths, dtype)
         grids = _level_grids(sampling_locations, dtype)
         for level, grid, weight in zip(maps, grids, _level_weights(attention_weights, dtype), strict=True):
+            if level.numel() == 0:  # a map without pixels, which grid_sample refuses
+                continue
             # Queries innermost, so that the sum over the few points runs along whole vectors.
             output += F.grid_sample(level, grid, align_corners=False).mul_(weight).sum(2)
     return output.view(batch, heads * depth, queries).transpose(1, 2).to(value.dtype).contiguous()
@@ -181,6 +207,11 @@ def _reference_backward(
     maps = _level_maps(value, heights, widths, dtype)
     grids = _level_grids(sampling_locations, dtype)
     for level, grid, weight in zip(maps, grids, _level_weights(attention_weights, dtype), strict=True):
+        if level.numel() == 0:
+            weight_parts.append(torch.zeros_like(grid[..., 0]))
+            value_parts.append(level.view(batch, heads, depth, 0))
+            location_parts.append(torch.zeros_like(grid))
+            continue
         weight_parts.append(F.grid_sample(level, grid, align_corners=False).mul_(grad).sum(1))
         grad_level, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
             grad * weight, level, grid, 0, 0, False, [True, True]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinomed.ops.ms_deform_attn import check_shapes, real_dtype
+from dinomed.ops.ms_deform_attn import check_inputs, real_dtype, split_shapes
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _ARGUMENTS = (
@@ -53,11 +53,10 @@ def ms_deform_attn_fused(
         One vector per query, heads concatenated, (B, Q, M * D), of the type of `value`.
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ValueError: If shapes, types or devices do not belong together.
     """
-    heights = [height for height, _ in spatial_shapes]
-    widths = [width for _, width in spatial_shapes]
-    check_shapes(value, heights, widths, sampling_offsets, attention_logits)
+    heights, widths = split_shapes(spatial_shapes)
+    check_inputs(value, heights, widths, sampling_offsets, attention_logits)
     references = reference_points[None, :, None] if reference_points.dim() == 2 else reference_points
     _check_references(references, attention_logits)
     if deterministic is None:
@@ -81,6 +80,10 @@ def _check_references(references: Tensor, logits: Tensor) -> None:
         raise ValueError(
             f"reference_points {tuple(references.shape)} must be (Q, 2) or (B or 1, Q, L or 1, 2) for "
             f"B={batch}, Q={queries}, L={levels}"
+        )
+    if not references.is_floating_point() or references.device != logits.device:
+        raise ValueError(
+            f"reference_points must be real and on {logits.device}, not {references.dtype} on {references.device}"
         )
 
 
@@ -108,7 +111,8 @@ def locations_and_weights(
 def _sizes(heights: Sequence[int], widths: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
     """Give width and height of every level, (L, 1, 2)."""
     pairs = [[width, height] for height, width in zip(heights, widths, strict=True)]
-    return torch.tensor(pairs, dtype=dtype, device=like.device).view(-1, 1, 2)
+    # A map without pixels is as one of a single pixel, which counts nothing.
+    return torch.tensor(pairs, dtype=dtype, device=like.device).view(-1, 1, 2).clamp_(min=1)
 
 
 def _reference(

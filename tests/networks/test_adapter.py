@@ -14,6 +14,7 @@ from dinomed.networks import adapter as adapters
 from dinomed.networks import folding
 from dinomed.networks.adapter import DINOv3Adapter, default_num_heads
 from dinomed.networks.backbones import Backbone
+from dinomed.networks.blocks import ConvNormAct
 
 RENAMED = {
     "spm.stem.0": "spatial_prior.stem.0.0",
@@ -186,6 +187,43 @@ def test_every_query_place_stays_in_single_precision_under_autocast() -> None:
     with Watch(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         adapter(torch.randn(1, 3, 64, 64))
     assert seen == [torch.bfloat16, torch.float32] * 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_folding_takes_half_precision_with_float32_norms(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    block = ConvNormAct(3, 8).eval()
+    block[1].running_var.fill_(1e-8)
+    block[1].eps = 1e-8
+    image = 1e-4 * torch.randn(1, 3, 8, 8)
+    wanted = block(image)
+    block[0].to(dtype)
+    mixed = block(image.to(dtype))
+    assert mixed.dtype == dtype
+    assert (mixed.float() - wanted).norm() < 0.02 * wanted.norm()
+    assert block.to(dtype)(image.to(dtype)).isfinite().all()
+
+
+def test_a_convolution_that_is_watched_or_another_is_not_folded() -> None:
+    torch.manual_seed(0)
+    adapter, image = DINOv3Adapter(StandInViT(32), stem_width=8).eval(), torch.randn(1, 3, 64, 64)
+    seen: list[str] = []
+    watched = [name for name, module in adapter.named_modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    watched = [*(name for name in watched if "backbone" not in name), "up"]
+    for name in watched:
+        adapter.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    adapter(image)
+    assert set(seen) == set(watched)
+
+    class Tripled(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 3 * super().forward(x)
+
+    plain = ConvNormAct(3, 8).eval()
+    other = ConvNormAct(3, 8).eval()
+    other[0] = Tripled(3, 8, 3, padding=1, bias=False)
+    other.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(other(image), 3 * plain(image), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("add_token_maps", [True, False])

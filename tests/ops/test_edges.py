@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dinomed.ops import ms_deform_attn, ms_deform_attn_fused
+from dinomed.ops.ms_deform_attn import _reference, _reference_backward
 from dinomed.ops.ms_deform_attn_fused import locations_and_weights
 
 SHAPES = [(5, 4), (1, 1), (3, 2)]
@@ -150,6 +152,84 @@ def test_maps_without_pixels_count_nothing(kernel: str, shapes: list[tuple[int, 
     assert output.detach().eq(0.5 if pixels else 0).all()
     output.sum().backward()
     assert all(tensor.grad.isfinite().all() for tensor in given)
+
+
+def test_plain_pytorch_takes_maps_without_pixels_too(kernel: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    value, places = torch.randn(2, 4, 3, 5, generator=generator), torch.rand(2, 7, 3, 2, 4, 2, generator=generator)
+    weights, heights, widths = torch.rand(2, 7, 3, 2, 4, generator=generator), [0, 2], [4, 2]
+    plain = _reference(value, heights, widths, places, weights)
+    torch.testing.assert_close(ms_deform_attn(value, [(0, 4), (2, 2)], places, weights), plain)
+    compiled = torch.ops.dinomed.ms_deform_attn_backward(torch.ones(2, 7, 15), value, heights, widths, places, weights)
+    for ours, wanted in zip(
+        compiled, _reference_backward(torch.ones(2, 7, 15), value, heights, widths, places, weights), strict=True
+    ):
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_a_point_at_infinity_reads_nothing_of_a_map_without_pixels(kernel: str) -> None:
+    places = torch.full((1, 1, 1, 2, 1, 2), 0.5)
+    places[0, 0, 0, 0] = float("inf")
+    output = ms_deform_attn(torch.ones(1, 1, 1, 3), [(0, 1000000), (1, 1)], places, torch.ones(1, 1, 1, 2, 1))
+    assert output.eq(1).all()
+
+
+@pytest.mark.parametrize("shape", [(333, 333), (1999, 2001), (3, 60000)], ids=str)
+@pytest.mark.parametrize("place", ["anywhere", "beside a pixel's centre"])
+def test_large_maps_keep_the_precision_of_float32(kernel: str, shape: tuple[int, int], place: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([shape[1], shape[0]], dtype=torch.float64)
+    # Sums of two numbers: the multiples of 2^-24 that `rand` gives would be exact in maps of many sizes.
+    places = torch.rand(1, 2000, 1, 1, 1, 2, generator=generator) * 0.9 + torch.rand(1, generator=generator) * 0.1
+    if place != "anywhere":
+        centres = (((places.double() * sizes).floor() + 0.5) / sizes).float()
+        places = torch.nextafter(centres, torch.where(places > 0.5, 0.0, 1.0))
+    value = torch.randn(1, shape[0] * shape[1], 1, 2, generator=generator)
+    found = ms_deform_attn(value, [shape], places, torch.ones(1, 2000, 1, 1, 1))
+    at = places.double().view(-1, 2) * sizes - 0.5
+    corner = at.floor()
+    x, y = (at - corner).unbind(1)
+    wanted = torch.zeros(2000, 2, dtype=torch.float64)
+    for dx, dy, weight in ((0, 0, (1 - x) * (1 - y)), (1, 0, x * (1 - y)), (0, 1, (1 - x) * y), (1, 1, x * y)):
+        column, row = corner[:, 0] + dx, corner[:, 1] + dy
+        inside = (column >= 0) & (column < shape[1]) & (row >= 0) & (row < shape[0])
+        index = (row.clamp(0, shape[0] - 1) * shape[1] + column.clamp(0, shape[1] - 1)).long()
+        wanted += (weight * inside)[:, None] * value[0, index, 0].double()
+    assert (found[0] - wanted).norm() < 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("heights", "widths"), [([2**33, 5], [2**31, 4]), ([2**62, 5], [4, 4]), ([0, 5], [2**40, 4])], ids=str
+)
+@pytest.mark.parametrize("queries", [3, 200])
+def test_sizes_that_overflow_are_refused(kernel: str, heights: list[int], widths: list[int], queries: int) -> None:
+    given = [torch.rand(1, queries, 2, 2, 4, 2), torch.rand(1, queries, 2, 2, 4)]
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.ops.dinomed.ms_deform_attn(torch.randn(1, 20, 2, 8), heights, widths, *given)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"shapes": [(-5, -4)]}, "cannot be negative"),
+        ({"shapes": [(5, 4, 1)]}, "must be pairs"),
+        ({"value": torch.ones(1, 20, 2, 8, dtype=torch.int32)}, "value must be float32"),
+        ({"locations": torch.ones(1, 3, 2, 1, 4, 2, dtype=torch.complex64)}, "real"),
+        ({"weights": torch.ones(1, 3, 2, 1, 4, dtype=torch.bool)}, "real"),
+        ({"locations": torch.ones(1, 3, 2, 1, 4, 2, device="meta")}, "move them to one device"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused_in_words(change: dict[str, Any], sentence: str) -> None:
+    given = {
+        "value": torch.ones(1, 20, 2, 8),
+        "shapes": [(5, 4)],
+        "locations": torch.ones(1, 3, 2, 1, 4, 2),
+        "weights": torch.ones(1, 3, 2, 1, 4),
+        **change,
+    }
+    for function, references in ((ms_deform_attn, []), (ms_deform_attn_fused, [torch.ones(3, 2)])):
+        with pytest.raises(ValueError, match=sentence):
+            function(given["value"], given["shapes"], *references, given["locations"], given["weights"])
 
 
 @pytest.mark.parametrize(("heads", "depth", "points"), [(0, 5, 4), (3, 0, 4), (3, 5, 0)])

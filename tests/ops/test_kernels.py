@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -306,6 +307,22 @@ def test_status_tells_what_the_cuda_library_found(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     kernels._keep_reason_of_cuda()
     assert kernels.kernel_status() == {"CPU": "plain PyTorch, since none here", "CUDA": sentence}
+
+
+@pytest.mark.parametrize("device", ["CPU", "CUDA"])
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
+def test_a_library_that_is_not_ours_is_left_out_with_its_reason(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"_ms_deform_attn_{device.lower()}.abi3.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(path)], input=b"int x;", check=True)
+    monkeypatch.setattr(kernels, "_FOLDER", tmp_path)
+    monkeypatch.setattr(kernels, "_libraries", {})
+    monkeypatch.setattr(kernels, "_reasons", {})
+    kernels._load(device)
+    assert device not in kernels._libraries
+    assert "cannot be loaded" in kernels._reasons[device]
+    assert path.name in kernels._reasons[device]
 
 
 def test_environment_leaves_plain_pytorch_in_place_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,45 @@ def test_two_processes_train_together_and_score_as_one(bundle: str, tmp_path: Pa
     assert not [name for name in checkpoints[1]["network"] if name.startswith("module.")]
     for key, weights in checkpoints[0]["network"].items():
         torch.testing.assert_close(checkpoints[1]["network"][key], weights, rtol=0, atol=2e-2)
+
+
+def test_killed_training_ends_bit_for_bit_as_one_never_killed(tmp_path: Path) -> None:
+    """With a worker that loads pictures ahead, random augmentation and an average of the weights."""
+    bundle = "ade20k_segmentation"
+    MAKERS[bundle](tmp_path / "data")
+    settings = {**TINY_TRAINING, **settings_of(bundle, tmp_path), "num_workers": 1, "max_epochs": 4, "ema_decay": 0.9}
+    root = f"bundles/{bundle}"
+    files = [f"{root}/configs/train.yaml"]
+    monai_run("training", root, files, BUNDLES.parent, **settings, output_dir=tmp_path / "unbroken")
+    broken = {**settings, "output_dir": tmp_path / "broken"}
+    command = ["-m", "monai.bundle", "run", "training", "--bundle_root", root, "--config_file", files[0]]
+    process = subprocess.Popen(
+        [sys.executable, *command, *as_arguments(broken)],
+        cwd=BUNDLES.parent,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 900
+    while not (tmp_path / "broken" / "checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(tmp_path / "broken" / "checkpoint.pt", weights_only=True)["epoch"] < 4
+    monai_run("training", root, files, BUNDLES.parent, **broken)
+    one, other = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("unbroken", "broken"))
+    assert one["epoch"] == other["epoch"] == 4
+    for key in ("network", "parts", "optimizer"):
+        for left, right in zip(leaves(one[key]), leaves(other[key]), strict=True):
+            assert torch.equal(torch.as_tensor(left), torch.as_tensor(right)), key
+
+
+def leaves(value: Any) -> list[Any]:
+    """Give the numbers and tensors inside dictionaries and lists, in order."""
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in leaves(value[key])]
+    if isinstance(value, (list, tuple)):
+        return [leaf for each in value for leaf in leaves(each)]
+    return [] if value is None or isinstance(value, str) else [value]

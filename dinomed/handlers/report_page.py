@@ -46,9 +46,9 @@ h1 { font-size: 1.6em; margin: 0 0 .2em; } h2 { font-size: 1.2em; margin: 2em 0 
 .card b { display: block; font-size: 1.6em; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88em; }
-th, td { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+th, td { padding: .25em .5em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
 th { background: #f2f4f7; } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.text { overflow-wrap: anywhere; min-width: 7em; max-width: 46em; }
+td.text { overflow-wrap: anywhere; min-width: 11em; max-width: 46em; }
 td.bar { background-repeat: no-repeat; background-image: linear-gradient(#bcd9ee, #bcd9ee); }
 img { max-width: 100%; height: auto; } figure { margin: 1em 0; } figcaption { font-weight: 600; margin-bottom: .3em; }
 @media print { body { max-width: none; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }

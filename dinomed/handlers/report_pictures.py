@@ -23,13 +23,12 @@ FloatArray = npt.NDArray[np.floating[Any]]
 DIFFERENCES = {1: ("missed", "#56B4E9"), 2: ("added", "#E69F00"), 3: ("another label", "#F02080")}
 WRONG = {1: ("wrong", "#F02080"), 2: ("not counted", "#606060")}
 LEGEND_LABELS = 18
+PANEL_INCHES = 2.47
 LARGEST_PICTURE = 640
 """Pixels along the longer side of a photograph's panel."""
 
 MOST_NAMED_CLASSES = 60
 """More rows of a confusion matrix than this have no room for names and numbers."""
-
-INK = {"color": "white", "fontsize": 10}
 
 
 def differences(predicted: LabelArray, reference: LabelArray) -> LabelArray:
@@ -103,12 +102,19 @@ def draw_volume(
         label_names: One per label, background first.
     """
     pairs = planes_of_disagreement(image, image_affine, predicted, reference, labels_affine)
-    figure = Figure(figsize=(13.0, 9.4), dpi=80, facecolor="black")
+    heights_in = [float(np.clip(PANEL_INCHES * _aspect(plane), 0.6, 1.4 * PANEL_INCHES)) for plane, _ in pairs]
+    height_in = max(sum(heights_in) + 0.3 * len(pairs) + 0.5, 6.0)  # the legend needs six inches
+    figure = Figure(figsize=(13.0, height_in), dpi=80, facecolor="black")
     FigureCanvasAgg(figure)
-    figure.text(0.01, 0.975, shortened(title, 110), color="white", fontsize=13, fontweight="bold", va="center")
-    for row, (wanted, given) in enumerate(pairs):
+    bold: dict[str, Any] = {"color": "white", "fontsize": 13, "fontweight": "bold", "va": "center"}
+    figure.text(0.01, 1 - 0.2 / height_in, shortened(title, 110), **bold)
+    top_in = height_in - 0.4
+    for row, ((wanted, given), panel_in) in enumerate(zip(pairs, heights_in, strict=True)):
+        top_in -= 0.3 + panel_in
         for column, name in enumerate(("scan", "reference", "prediction", "differences")):
-            axes = figure.add_axes((0.005 + 0.2 * column, 0.635 - 0.312 * row, 0.19, 0.285))
+            axes = figure.add_axes(
+                (0.005 + 0.2 * column, top_in / height_in, PANEL_INCHES / 13.0, panel_in / height_in)
+            )
             draw_plane(axes, given if name == "prediction" else wanted, with_labels=column in (1, 2))
             heading = wanted.heading if column == 0 else name if row == 0 else ""
             axes.set_title(heading, color="#C8C8C8", fontsize=10, pad=3)
@@ -118,8 +124,13 @@ def draw_volume(
                 codes = differences(given.found, wanted.found)
                 _fill(axes, codes, {code: colour for code, (_, colour) in DIFFERENCES.items()}, wanted.size_mm)
     shown = np.concatenate([plane.found.ravel() for pair in pairs for plane in pair])
-    _legend(figure, shown, label_names, DIFFERENCES, x=0.815)
+    _legend(figure, shown, label_names, DIFFERENCES, (0.815, 1 - 0.6 / height_in))
     return _png(figure, "black")
+
+
+def _aspect(plane: Plane) -> float:
+    """Height of a plane for a width of 1."""
+    return plane.grey.shape[0] * plane.size_mm[0] / (plane.grey.shape[1] * plane.size_mm[1])
 
 
 def draw_image(
@@ -166,7 +177,7 @@ def draw_image(
         elif name == "wrong":
             _fill(axes, wrong, {code: colour_ for code, (_, colour_) in WRONG.items()}, extent=extent)
     shown = np.concatenate([each[~ignored].ravel() for each in maps])
-    _legend(figure, shown, label_names, WRONG, x=0.83, background=True)
+    _legend(figure, shown, label_names, WRONG, (0.83, 0.93), background=True)
     return _png(figure, "black")
 
 
@@ -203,7 +214,7 @@ def _legend(
     shown: npt.NDArray[Any],
     label_names: Sequence[str],
     codes: dict[int, tuple[str, str]],
-    x: float,
+    place: tuple[float, float],
     background: bool = False,
 ) -> None:
     """Name the colours of the labels that are to be seen, largest first, and of the differences."""
@@ -221,7 +232,7 @@ def _legend(
         for name, colour in entries
     ]
     figure.legend(
-        handles=patches, loc="upper left", bbox_to_anchor=(x, 0.93), frameon=False, labelcolor="white", fontsize=9
+        handles=patches, loc="upper left", bbox_to_anchor=place, frameon=False, labelcolor="white", fontsize=9
     )
 
 

@@ -103,7 +103,7 @@ def score_volume(
         union = volume_scores(maps[0], maps[1], 2, **(options | {"ignore_index": None if ignore_index is None else 2}))
         both = confusion_matrix(maps[0], maps[1], 2, None if ignore_index is None else 2)
         row = _rows(both, ["", name], {kind: union[kind] for kind in VOLUME_KINDS}, "voxels")[1]
-        regions.append(row | {"label": "+".join(str(member) for member in members)})
+        regions.append(row | {"label": _runs(members)})
     return CaseScores(case, summary, rows, confusion.to_sparse(), regions)
 
 
@@ -158,6 +158,18 @@ def _rows(confusion: Tensor, label_names: Sequence[str], scores: Mapping[str, Te
         }
         for label, name in enumerate(label_names)
     ]
+
+
+def _runs(members: Sequence[int]) -> str:
+    """Write numbers with their runs shortened, as in 2+3+26-50."""
+    runs: list[list[int]] = []
+    for member in sorted(members):
+        if runs and member == runs[-1][-1] + 1:
+            runs[-1].append(member)
+        else:
+            runs.append([member])
+    texts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else "+".join(map(str, run)) for run in runs]
+    return "+".join(texts)
 
 
 def _presence(rows: Sequence[Row]) -> Row:

@@ -58,9 +58,16 @@ def test_a_region_is_scored_as_one_label() -> None:
     scores = score_volume("a", predicted, reference, NAMES, SPACING, 1.0, region_groups={"box": [1, 2]})
     inside = [((labels == 1) | (labels == 2)).to(torch.uint8) for labels in (predicted, reference)]
     alone = score_volume("a", *inside, ["rest", "box"], SPACING, 1.0)
-    assert len(scores.regions) == 1
+    assert [row["label"] for row in scores.regions] == ["1+2"]
     for kind in ("dice", "hd95_mm", "nsd", "reference_voxels", "predicted_voxels"):
         assert scores.regions[0][kind] == alone.labels[0][kind]
+
+
+def test_a_large_region_names_its_labels_in_short() -> None:
+    labels = torch.zeros(4, 4, 4, dtype=torch.uint8)
+    names = [str(label) for label in range(12)]
+    scores = score_volume("a", labels, labels, names, SPACING, 1.0, region_groups={"x": [9, 4, 2, 3, 7, 8, 11]})
+    assert scores.regions[0]["label"] == "2-4+7-9+11"
 
 
 def test_ignored_voxels_count_nowhere_in_labels_and_regions() -> None:

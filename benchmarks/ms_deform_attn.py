@@ -15,6 +15,7 @@ pixels, backbone included, against the same weights in plain PyTorch, step by st
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import statistics
@@ -240,6 +241,7 @@ def main() -> None:
         "--spread", choices=("near", "anywhere"), default="near", help="points around their query, or not"
     )
     options = parser.parse_args()
+    gc.disable()  # as timeit does: a collection's time belongs to none of the variants
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     names = options.kernels.split(",") if options.kernels else default_kernels(options.device)

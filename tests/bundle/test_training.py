@@ -27,6 +27,7 @@ from dinomed.bundle.training import (
 from dinomed.errors import InputError, WeightsError
 from dinomed.handlers.logs import ValidationLog
 from dinomed.handlers.resume import BestWeights
+from dinomed.networks.segformer import SegFormer
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +139,23 @@ def test_network_without_adapter_and_wrapped_network_have_groups_too() -> None:
         == [(group["lr"], len(group["params"])) for group in wrapped]
         == [(0.1, 1), (0.1, 1), (0.01, 1), (0.01, 3)]
     )
+
+
+def test_encoder_of_a_segformer_has_the_backbones_rate() -> None:
+    pytest.importorskip("transformers")
+    tiny = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 1, 1]}
+    network = SegFormer(3, "b0", decoder_hidden_size=8, **tiny)
+    groups = parameter_groups(network, 0.1, 0.01)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert len(rates) == len(list(network.parameters())) == sum(len(group["params"]) for group in groups)
+    for name, parameter in network.named_parameters():
+        assert rates[id(parameter)] == (0.1 if name.startswith("model.decode_head.") else 0.01), name
+    assert [group.get("weight_decay") for group in groups] == [None, 0.0, None, 0.0]
+
+
+def test_network_without_a_backbone_is_refused() -> None:
+    with pytest.raises(ValueError, match="a Linear has no backbone whose learning rate could be set"):
+        parameter_groups(nn.Linear(1, 1), 0.1, 0.01)
 
 
 def test_evaluators_handlers_learn_their_trainer(tmp_path: Path) -> None:

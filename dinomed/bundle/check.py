@@ -83,7 +83,18 @@ def _check_files(root: Path) -> Iterator[Finding]:
         present = any((root / "configs" / f"{name}{suffix}").is_file() for suffix in SUFFIXES)
         yield Finding(present, f"file configs/{name}.yaml", "" if present else "is absent, as YAML and as JSON")
     weights = [name for name in WEIGHTS if (root / "models" / name).is_file()]
+    if not weights and not _ships_weights(root):
+        yield Finding(True, "weights", "none are shipped, as the metadata say")
+        return
     yield Finding(bool(weights), f"file models/{weights[0] if weights else WEIGHTS[0]}", "" if weights else "is absent")
+
+
+def _ships_weights(root: Path) -> bool:
+    """Whether a bundle should have weights: all do whose metadata do not say `"ships_weights": false`."""
+    try:
+        return read_metadata(root).get("ships_weights") is not False
+    except BundleError:  # a finding of its own
+        return True
 
 
 def check_metadata(root: Path) -> Iterator[Finding]:
@@ -169,12 +180,13 @@ def _check_network(root: Path) -> Iterator[Finding]:
     parser = _read(root, ("inference",))
     network = resolve(parser, "network_def", root)
     path = Path(str(resolve(parser, "ckpt_path", root)))
-    try:
-        load_network(network, path, "cpu")
-        count = sum(parameter.numel() for parameter in network.parameters())
-        yield Finding(True, "weights fit the network", f"{count:,} parameters")
-    except DinomedError as error:
-        yield Finding(False, "weights fit the network", str(error))
+    if path.is_file() or _ships_weights(root):
+        try:
+            load_network(network, path, "cpu")
+            count = sum(parameter.numel() for parameter in network.parameters())
+            yield Finding(True, "weights fit the network", f"{count:,} parameters")
+        except DinomedError as error:
+            yield Finding(False, "weights fit the network", str(error))
     del network
     try:
         with torch.random.fork_rng():

@@ -49,6 +49,13 @@ def test_a_sound_bundle_passes_and_is_not_changed(root: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
+def test_weights_may_be_absent_where_the_metadata_say_so(root: Path) -> None:
+    (root / "models" / "model.pt").unlink()
+    assert any("model.pt" in failure for failure in failures(root))
+    change_metadata(root, lambda metadata: metadata.update(ships_weights=False))
+    assert failures(root) == []
+
+
 @pytest.mark.parametrize("name", ["LICENSE", "docs/README.md", "configs/train.yaml", "models/model.pt"])
 def test_missing_files_are_found(name: str, root: Path) -> None:
     (root / name).unlink()

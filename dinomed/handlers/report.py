@@ -181,7 +181,8 @@ class EvaluationReport:
         cases = [entry.scores for entry in entries]
         confusion = tables.pooled_confusion(cases, len(self.label_names))
         if is_volume:
-            classes, regions = tables.class_rows(cases), tables.class_rows(cases, regions=True)
+            names = {k: name for k, name in enumerate(self.label_names) if k not in (0, self.ignore_index)}
+            classes, regions = tables.class_rows(cases, names), tables.region_rows(cases)
         else:
             classes, regions = tables.image_class_rows(cases, self.label_names, self.ignore_index), []
         whole = tables.summary(cases, classes, is_volume, confusion)

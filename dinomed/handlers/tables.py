@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,37 +30,53 @@ def pooled_confusion(cases: Sequence[CaseScores], labels: int) -> Tensor:
     return total
 
 
-def class_rows(cases: Sequence[CaseScores], regions: bool = False) -> list[Row]:
-    """Return one row per label, or per union of labels: its scores' mean, median and worst over the cases.
+def class_rows(cases: Sequence[CaseScores], names: Mapping[int, str]) -> list[Row]:
+    """Return one row per label of volumes: its scores' mean, median and worst over the cases.
 
     Args:
         cases: Cases of volumes.
-        regions: Whether to give the unions.
+        names: Of the labels to give, by number.
     """
-    rows = []
-    for same in zip(*(case.regions if regions else case.labels for case in cases), strict=True):
-        row: Row = {"label": same[0]["label"], "name": same[0]["name"], **_presence(same)}
-        for kind in VOLUME_KINDS:
-            values = [each[kind] for each in same if each[kind] is not None]
-            row[f"{kind}_mean"] = statistics.fmean(values) if values else None
-            row[f"{kind}_median"] = statistics.median(values) if values else None
-            row[f"{kind}_worst"] = WORST[kind](values) if values else None
-        for key in ("reference_voxels", "predicted_voxels"):
-            row[key] = sum(each[key] for each in same)
-        rows.append(row)
-    return rows
+    by_label = _by_label(cases)
+    return [{"label": label, "name": name, **_over_cases(by_label[label])} for label, name in names.items()]
+
+
+def region_rows(cases: Sequence[CaseScores]) -> list[Row]:
+    """Return one row per union of labels, which every case has."""
+    by_region = zip(*(case.regions for case in cases), strict=True)
+    return [{"label": same[0]["label"], "name": same[0]["name"], **_over_cases(same)} for same in by_region]
+
+
+def _by_label(cases: Sequence[CaseScores]) -> dict[int, list[Row]]:
+    found: dict[int, list[Row]] = defaultdict(list)
+    for case in cases:
+        for row in case.labels:
+            found[row["label"]].append(row)
+    return found
+
+
+def _over_cases(same: Sequence[Row]) -> Row:
+    row: Row = _presence(same)
+    for kind in VOLUME_KINDS:
+        values = [each[kind] for each in same if each[kind] is not None]
+        row[f"{kind}_mean"] = statistics.fmean(values) if values else None
+        row[f"{kind}_median"] = statistics.median(values) if values else None
+        row[f"{kind}_worst"] = WORST[kind](values) if values else None
+    for key in ("reference_voxels", "predicted_voxels"):
+        row[key] = sum(each[key] for each in same)
+    return row
 
 
 def image_class_rows(
     cases: Sequence[CaseScores], label_names: Sequence[str], ignore_index: int | None = None
 ) -> list[Row]:
     """Return one row per label: its scores over the pixels of all pictures together."""
-    by_case = zip(*(case.labels for case in cases), strict=True)
+    by_label = _by_label(cases)
     rows = image_rows(pooled_confusion(cases, len(label_names)), label_names, ignore_index)
-    scores = ("label", "name")
     return [
-        {key: row[key] for key in scores} | _presence(same) | {key: row[key] for key in row if key not in _OWN}
-        for row, same in zip(rows, by_case, strict=True)
+        {"label": row["label"], "name": row["name"], **_presence(by_label[row["label"]])}
+        | {key: row[key] for key in row if key not in _OWN}
+        for row in rows
     ]
 
 

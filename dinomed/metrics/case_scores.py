@@ -32,8 +32,9 @@ class CaseScores:
     Attributes:
         case: Its name.
         summary: Means over the labels that occur; None where none does.
-        labels: One row per label: number, name, scores (None where it has none), voxels of both maps, `found`.
-        regions: The same for unions of labels.
+        labels: A row for each label that either map has: number, name, scores (None where it has none), voxels of both
+            maps, `found`.
+        regions: The same for unions of labels, each of them.
         confusion: (labels, labels) int64 counts, rows reference, columns prediction, as a sparse tensor.
     """
 
@@ -104,7 +105,7 @@ def score_volume(
         both = confusion_matrix(maps[0], maps[1], 2, None if ignore_index is None else 2)
         row = _rows(both, ["", name], {kind: union[kind] for kind in VOLUME_KINDS}, "voxels")[1]
         regions.append(row | {"label": _runs(members)})
-    return CaseScores(case, summary, rows, confusion.to_sparse(), regions)
+    return CaseScores(case, summary, _occurring(rows), confusion.to_sparse(), regions)
 
 
 def score_image(
@@ -128,7 +129,7 @@ def score_image(
     kinds = ("mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy")
     summary: Row = {kind: scores.get(kind) for kind in kinds}
     summary |= _presence(rows)
-    return CaseScores(case, summary, rows, confusion.to_sparse())
+    return CaseScores(case, summary, _occurring(rows), confusion.to_sparse())
 
 
 def image_rows(confusion: Tensor, label_names: Sequence[str], ignore_index: int | None = None) -> list[Row]:
@@ -170,6 +171,11 @@ def _runs(members: Sequence[int]) -> str:
             runs.append([member])
     texts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else "+".join(map(str, run)) for run in runs]
     return "+".join(texts)
+
+
+def _occurring(rows: Sequence[Row]) -> list[Row]:
+    """Leave out what neither map has: of hundreds of labels a case shows few, and all cases are kept."""
+    return [row for row in rows if row["found"] != "absent"]
 
 
 def _presence(rows: Sequence[Row]) -> Row:

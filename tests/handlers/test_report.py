@@ -148,7 +148,9 @@ def test_an_absent_class_is_left_out_and_a_missed_one_counted(written: Path) -> 
     rare = table(written / "classes.csv")[2]
     assert (rare["cases"], rare["missed"], rare["dice_mean"], rare["hd95_mm_mean"]) == ("1", "1", "0.0", "")
     cases = strict(written / "evaluation.json")["cases"]
-    assert [case["labels"][2]["dice"] for case in cases] == [None, None, 0.0, None, None]
+    found = [[row["dice"] for row in case["labels"] if row["name"] == "rare"] for case in cases]
+    assert found == [[], [], [0.0], [], []]
+    assert table(written / "classes.csv")[2]["name"] == "rare"
     by_case = [row["case"] for row in table(written / "scores.csv") if row["name"] == "rare"]
     assert by_case == ["case2.nii.gz"]
     # The mean of case 0, which is perfect in all that it has, is not pulled down by what it does not have.

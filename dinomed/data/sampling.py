@@ -6,6 +6,7 @@ Nothing is remembered from one epoch to the next, so a resumed training needs on
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
@@ -16,6 +17,22 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from dinomed.errors import InputError
+
+
+class Draw(int):
+    """An item's index that knows how often the item was drawn before in its epoch.
+
+    Attributes:
+        repeat: 0 for the first time.
+    """
+
+    repeat: int
+
+    def __new__(cls, index: int, repeat: int = 0) -> Draw:
+        """Make an index."""
+        draw = super().__new__(cls, index)
+        draw.repeat = repeat
+        return draw
 
 
 class EpochSampler(Sampler[int]):
@@ -71,9 +88,13 @@ class EpochSampler(Sampler[int]):
         return self.length
 
     def __iter__(self) -> Iterator[int]:
-        """Give this process's items of the epoch."""
-        items = self.items_of_epoch()[: self.length * self.world_size]
-        return iter(items[self.rank :: self.world_size].tolist())
+        """Give this process's items of the epoch, as `Draw`."""
+        seen: Counter[int] = Counter()
+        draws = []
+        for item in self.items_of_epoch()[: self.length * self.world_size].tolist():
+            draws.append(Draw(item, seen[item]))
+            seen[item] += 1
+        return iter(draws[self.rank :: self.world_size])
 
     def items_of_epoch(self) -> Tensor:
         """Return the items of all processes in the epoch, in order."""
@@ -199,7 +220,8 @@ def class_presence(
 class SeededDataset(Dataset[Any]):
     """Items whose random transforms depend on seed, epoch and index alone.
 
-    They come out the same however many processes and workers draw them, in whatever order, and after a resume. Give it
+    They come out the same however many processes and workers draw them, in whatever order, and after a resume. An item
+    that one of the samplers here draws several times in an epoch comes out differently each time. Give the data set
     to `dinomed.handlers.optimisation.EpochOfData`; workers that live longer than an epoch learn of it too.
 
     Args:
@@ -224,7 +246,7 @@ class SeededDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """Draw one item; the global generators are afterwards as they were."""
-        seed = _entropy(self.seed, int(self._epoch), index)
+        seed = _entropy(self.seed, int(self._epoch), index, getattr(index, "repeat", 0))
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed % 2**32)
         python, numpy = random.getstate(), np.random.get_state()

@@ -148,6 +148,22 @@ def test_items_depend_on_seed_epoch_and_index_alone() -> None:
     assert not torch.equal(dataset(1)[0], dataset(0)[0])
 
 
+def test_item_that_comes_again_in_an_epoch_is_drawn_anew() -> None:
+    """However many processes share the epoch, and in workers too."""
+
+    def batches(rank: int, world_size: int, workers: int = 0) -> list[torch.Tensor]:
+        data = dataset()
+        sampler = EpochSampler(data, samples_per_epoch=18, seed=2, rank=rank, world_size=world_size)
+        loader = DataLoader(data, batch_size=1, sampler=sampler, num_workers=workers)
+        return [torch.as_tensor(batch) for batch in loader]
+
+    alone = batches(0, 1)
+    assert len({float(value) for batch in alone for value in batch.flatten()}) == 36
+    assert torch.equal(torch.cat(alone), torch.cat(batches(0, 1, workers=2)))
+    shared = [value for both in zip(batches(0, 2), batches(1, 2), strict=True) for value in both]
+    assert torch.equal(torch.cat(alone), torch.cat(shared))
+
+
 def test_workers_that_live_on_learn_of_the_epoch() -> None:
     data = dataset()
     loader = DataLoader(data, batch_size=6, num_workers=1, persistent_workers=True)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from dinomed.errors import InputError, VolumeError
 from dinomed.inferers.planes import slices_along
 from dinomed.inferers.precision import resolve_precision
-from dinomed.networks.backbones import LayerTokens, TimmBackbone, ViTBackbone
+from dinomed.inferers.workers import Workers
+from dinomed.networks.backbones import TimmBackbone, ViTBackbone
 from dinomed.networks.packed_vit import PackedViT, can_pack
 from dinomed.transforms.geometry import plan_network_grid
 from dinomed.transforms.image_reading import IMAGE_SUFFIXES, read_image
@@ -35,6 +36,8 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the w
 # Backbones that were trained on CT, with the mean and the standard deviation in HU.
 # Source: MedDINOv3, https://github.com/ricklisz/MedDINOv3.
 CT_HU = {"meddinov3_vitb16": (65.1084213256836, 178.01663208007812)}
+
+_PART = 4  # fewest slices that are worth a thread of their own
 
 Array = npt.NDArray[np.float32]
 
@@ -183,20 +186,26 @@ class FeatureExtractor:
         batch = batch.to(self.device)
         if side is not None and batch.shape[-2:] != (side, side):
             batch = F.interpolate(batch, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        tokens = self._last_layer(batch)
+        # On a CPU several parts side by side are faster than all threads on each product in turn.
+        threads = torch.get_num_threads()
+        workers = max(1, min(threads, len(batch) // _PART)) if self.device.type == "cpu" else 1
+        autocast = torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self._packed is None and self.dtype != torch.float32
+        )
+        with autocast, Workers(workers, threads, autocast) as pool:
+            parts = list(pool.map(self._pooled, batch.chunk(workers)))
+        embedded: Array = torch.cat(parts).cpu().numpy()
+        return embedded
+
+    @torch.inference_mode()
+    def _pooled(self, batch: Tensor) -> Tensor:
+        tokens = (self._packed or self.backbone).forward_last(batch)
         pooled = []
         if self.settings.pool != "patch":
             pooled.append(tokens.class_token.float())
         if self.settings.pool in ("patch", "both"):
             pooled.append(tokens.patch_map.float().mean((-2, -1)))
-        embedded: Array = torch.cat(pooled, dim=1).cpu().numpy()
-        return embedded
-
-    def _last_layer(self, batch: Tensor) -> LayerTokens:
-        if self._packed is not None:
-            return self._packed.forward_last(batch)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self.backbone.forward_last(batch)
+        return torch.cat(pooled, dim=1)
 
 
 def choose_slices(count: int, stride: int = 1, max_slices: int | None = None) -> list[int]:

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -23,6 +21,7 @@ from dinomed.errors import DinomedError
 from dinomed.inferers.occupancy import occupied
 from dinomed.inferers.planes import PLANE_AXES, in_plane_axes, slice_inputs
 from dinomed.inferers.precision import PRECISIONS, resolve_precision
+from dinomed.inferers.workers import Workers
 
 Network = Callable[..., Any]
 Progress = Callable[[int, int], None]
@@ -45,38 +44,6 @@ class _Batch:
     axis: int
     indices: list[int]
     weight: int
-
-
-class _Workers:
-    """Threads that share PyTorch's threads among them; one of them is none beside the caller's own.
-
-    Args:
-        workers: Number of threads.
-        threads: What PyTorch uses in the caller's thread, and will use there again.
-        autocast: Entered by every thread.
-    """
-
-    def __init__(self, workers: int, threads: int, autocast: torch.autocast) -> None:
-        self.threads = threads
-        self.share = max(1, threads // workers)
-        self.autocast = autocast
-        self.pool = ThreadPoolExecutor(workers, initializer=self._start) if workers > 1 else None
-
-    def _start(self) -> None:
-        torch.set_num_threads(self.share)  # of this thread, and of threads that PyTorch meets later
-        copy.copy(self.autocast).__enter__()  # until the thread ends
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def map(self, work: Callable[[_Batch], int], batches: Sequence[_Batch]) -> Iterator[int]:
-        """Do the work on each batch and give its results in the batches' order."""
-        return map(work, batches) if self.pool is None else self.pool.map(work, batches)
-
-    def __exit__(self, *error: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self.threads)
 
 
 class _Report:
@@ -219,7 +186,7 @@ class SliceInferer(Inferer):
         report = _Report(self.progress, len(first.indices) + sum(len(batch.indices) for batch in rest))
         autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
         # One autocast region in each thread for everything: within it, each weight is converted only once.
-        with autocast, _Workers(workers, threads, autocast) as pool:
+        with autocast, Workers(workers, threads, autocast) as pool:
             weighted = run(first)  # it tells the number of classes
             probs = _certain_background(volume, weighted.shape[1], first.axis)
             _add(probs, weighted.to(volume.device), first)

@@ -53,6 +53,7 @@ class SegFormer(nn.Module):
             start. All must fit, except that the last layer starts at random where the number of classes differs, and
             the whole decode head where the weights are an encoder's alone ("nvidia/mit-b5"). No network is needed.
         image_channels: Channels of the image.
+        gradient_checkpointing: Trade time for memory in training, see `set_grad_checkpointing`.
         **options: For transformers' `SegformerConfig`, e.g. `drop_path_rate`, or `depths` and `hidden_sizes` for small
             tests.
 
@@ -72,6 +73,7 @@ class SegFormer(nn.Module):
         size: str = "b5",
         weights: str | Path | None = None,
         image_channels: int = 3,
+        gradient_checkpointing: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -88,6 +90,8 @@ class SegFormer(nn.Module):
             self.model, self.random_parameters = _load(transformers, config, weights, size)
             self.model.train()
         self.logits_resize = LogitsResize(scale=4)
+        if gradient_checkpointing:
+            self.set_grad_checkpointing()
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes, H, W)."""

@@ -98,7 +98,7 @@ def test_two_groups_hold_every_trainable_parameter_once_at_their_rates() -> None
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_reach_every_parameter(checkpointing: bool) -> None:
-    network = make(drop_path_rate=0.0).train().set_grad_checkpointing(checkpointing)
+    network = make(drop_path_rate=0.0, gradient_checkpointing=checkpointing).train()
     calls: list[int] = []
     network.model.segformer.stages[1].blocks[0].attention.register_forward_hook(lambda *_: calls.append(1))
     F.cross_entropy(network(torch.randn(2, 3, 65, 47)), torch.zeros(2, 65, 47, dtype=torch.long)).backward()

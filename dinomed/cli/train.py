@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from dinomed.errors import InputError
 
+SEVERAL_PROCESSES = "multi_gpu_train"
+"""Config that a bundle's training needs under torchrun."""
+
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the verb's arguments."""
-    parser = verbs.add_parser("train", help="train a bundle", description=__doc__)
+    parser = verbs.add_parser(
+        "train",
+        help="train a bundle",
+        description="Run a bundle's training, as `python -m monai.bundle run training` does. Under torchrun its "
+        "processes train one network together.",
+    )
     add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -65,7 +74,25 @@ def run(arguments: argparse.Namespace) -> int:
     """
     settings = read_settings(arguments.settings)
 
+    from dinomed.bundle.config import config_file, config_names
+    from dinomed.bundle.locate import find_bundle
     from dinomed.bundle.program import run_program
 
-    run_program(arguments.bundle, ["train"], "training", settings, arguments.overlays)
+    root = find_bundle(arguments.bundle)
+    overlays = list(arguments.overlays)
+    if several_processes():
+        if SEVERAL_PROCESSES not in config_names(root):
+            raise InputError(
+                f"the bundle {root.name} has no configs/{SEVERAL_PROCESSES}.yaml, so that several processes would "
+                "train apart in one folder; start it without torchrun or add that config"
+            )
+        own = config_file(root, SEVERAL_PROCESSES)
+        if not any(os.path.realpath(overlay) == os.path.realpath(own) for overlay in overlays):
+            overlays.insert(0, str(own))  # first, so that another overlay may set its ids, such as sharded
+    run_program(root, ["train"], "training", settings, overlays)
     return 0
+
+
+def several_processes() -> bool:
+    """Whether torchrun started this process with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -48,6 +48,24 @@ def test_variants_are_laid_over_in_order(root: Path, tmp_path: Path) -> None:
     assert (root / "trained.txt").read_text() == "4"
 
 
+def test_several_processes_train_with_the_config_for_them(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", NAME]) == 2
+    assert "has no configs/multi_gpu_train.yaml, so that several processes would train apart" in capsys.readouterr().err
+    assert not (root / "trained.txt").exists()
+    own = root / "configs" / "multi_gpu_train.yaml"
+    own.write_text("max_epochs: 3\n")
+    (tmp_path / "a.yaml").write_text("max_epochs: 4\n")
+    for overlay, trained in ((), "3"), (("--overlay", str(own)), "3"), (("--overlay", str(tmp_path / "a.yaml")), "4"):
+        assert main(["train", NAME, *overlay]) == 0
+        assert (root / "trained.txt").read_text() == trained
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(["train", NAME]) == 0
+    assert (root / "trained.txt").read_text() == "2"
+
+
 def test_a_wrong_setting_is_one_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", NAME, "--set", "max_epochs"]) == 2
     assert "--set max_epochs has no value" in capsys.readouterr().err

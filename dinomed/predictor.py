@@ -14,8 +14,9 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, Transform
 from torch import nn
 
+from dinomed.bundle.causes import own_error
 from dinomed.bundle.checkpoint import load_network
-from dinomed.bundle.config import config_file, overlay_file, own_error, read_configs, resolve
+from dinomed.bundle.config import config_file, overlay_file, read_configs, resolve
 from dinomed.bundle.locate import find_bundle, read_metadata
 from dinomed.bundle.settings import InferenceSettings, check_overlay, read_settings
 from dinomed.errors import BundleError, DinomedError, InputError, WeightsError

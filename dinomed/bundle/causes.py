@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from types import TracebackType
 
+from dinomed import errors
 from dinomed.errors import DinomedError
+
+# A process that loads data hands an error over as the text of its traceback, with what it was raised from first.
+_IN_WORKER = re.compile(r"^dinomed\.errors\.(\w+): (.+)$", re.MULTILINE)
 
 
 def show_causes() -> None:
@@ -22,14 +27,26 @@ def show_causes() -> None:
 
 def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Write an uncaught error to stderr; a replacement of `sys.excepthook`."""
-    causes = list(_causes(error))
-    own = next((cause for cause in causes if isinstance(cause, DinomedError)), None)
+    own = own_error(error)
     if own is not None:
         sys.stderr.write(f"dinomed: {own}\n")
         return
     sys.__excepthook__(kind, error, trace)
+    causes = list(_causes(error))
     if len(causes) > 1:
         sys.stderr.write(f"The cause: {type(causes[-1]).__name__}: {causes[-1]}\n")
+
+
+def own_error(error: BaseException) -> DinomedError | None:
+    """Return the error of ours that MONAI wrapped or a data loader's process handed over, if there is one."""
+    for cause in _causes(error):
+        if "DataLoader worker process" in str(cause) and (found := _IN_WORKER.search(str(cause))):
+            kind = getattr(errors, found[1])
+            own: DinomedError = kind(found[2])
+            return own
+        if isinstance(cause, DinomedError):
+            return cause
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

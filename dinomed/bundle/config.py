@@ -9,8 +9,9 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ReferenceResolver
 
+from dinomed.bundle.causes import own_error
 from dinomed.bundle.locate import METADATA
-from dinomed.errors import BundleError, DinomedError
+from dinomed.errors import BundleError
 
 SUFFIXES = (".yaml", ".yml", ".json")
 PROGRAMS = ("inference", "train", "evaluate")
@@ -173,18 +174,6 @@ def resolve(parser: ConfigParser, key: str, root: Path) -> Any:
         if own is not None:
             raise own from None
         raise BundleError(f"{key!r} of the bundle {root.name} cannot be built: {one_line(error)}") from error
-
-
-def own_error(error: BaseException) -> DinomedError | None:
-    """Return the error of ours that MONAI wrapped, if there is one."""
-    cause: BaseException | None = error
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:
-        if isinstance(cause, DinomedError):
-            return cause
-        seen.add(id(cause))
-        cause = cause.__cause__
-    return None
 
 
 def one_line(error: BaseException) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
-from dinomed.bundle.config import config_file, one_line, overlay_file, own_error, read_configs
+from dinomed.bundle.causes import own_error
+from dinomed.bundle.config import config_file, one_line, overlay_file, read_configs
 from dinomed.bundle.locate import METADATA, find_bundle
 from dinomed.bundle.settings import check_overlay
 from dinomed.errors import BundleError, DinomedError, OutputError

@@ -19,9 +19,11 @@ from dinomed.handlers.sharded_state import is_sharded
 NAMED = 16
 STATISTICS = ("running_mean", "running_var")
 SOURCE_KEYS = ("source", "name", "case", "path", "filename")
+LARGEST = 1e18
+"""Weights beyond this have squares that float32 does not hold: the next step's loss would be no number."""
 WAY_OUT = (
-    "the last checkpoint and best.pt are whole: look at these files, or train on from best.pt (initial_weights) with a "
-    "lower learning rate in another output_dir"
+    "no checkpoint was written from it, what was saved before is whole: look at these files, or train on from best.pt, "
+    "where there is one (initial_weights), with a lower learning rate in another output_dir"
 )
 
 
@@ -81,14 +83,16 @@ def diverged(engine: Engine, what: str, files: Sequence[str]) -> DivergedError:
 
 
 def finite(network: nn.Module) -> bool:
-    """Whether all weights and the statistics of batch norm are numbers; of sharded weights those of all processes.
+    """Whether all weights and the statistics of batch norm are numbers, and not absurdly large ones.
+
+    Of sharded weights those of all processes count.
 
     Other buffers are constants, and may hold infinities on purpose.
     """
     statistics = [value for name, value in network.named_buffers() if name.rpartition(".")[2] in STATISTICS]
     tensors = [*network.parameters(), *statistics]
     local = [getattr(value, "to_local", lambda value=value: value)() for value in tensors]
-    sound = all(bool(torch.isfinite(value).all()) for value in local)
+    sound = all(bool((value.abs() < LARGEST).all()) for value in local)  # what is no number is not smaller
     return not any_of(not sound, tensors[0].device) if is_sharded(network) else sound
 
 

@@ -113,7 +113,9 @@ class ResumableCheckpoint:
             DivergedError: if the weights are no numbers; the file then stays as it is.
         """
         if not finite(self.network):
-            raise diverged(engine, "the weights became nan or inf", batch_files(engine.state.batch))
+            raise diverged(
+                engine, "the weights became nan, infinite or absurdly large", batch_files(engine.state.batch)
+            )
         state = engine.state
         content = {
             "format": FORMAT,
@@ -263,13 +265,16 @@ class BestWeights:
         """
         score = float(engine.state.metrics[engine.state.key_metric_name])
         if math.isnan(score):
+            logger.warning("the validation's %s is no number (does any label occur?)", engine.state.key_metric_name)
             return
         state = engine.state if self.trainer is None else self.trainer.state
         if state.best_metric_epoch != -1 and score <= state.best_metric:
             return
         if not finite(self.network):
             trainer = engine if self.trainer is None else self.trainer
-            raise diverged(trainer, "the weights became nan or inf", batch_files(trainer.state.batch))
+            raise diverged(
+                trainer, "the weights became nan, infinite or absurdly large", batch_files(trainer.state.batch)
+            )
         state.best_metric, state.best_metric_epoch = score, state.epoch
         weights = network_state(self.network)
         if getattr(engine.state, "rank", 0) == 0:

@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
+from monai.data import Dataset
+from monai.transforms import Compose
+from torch.utils.data import DataLoader
 
-from dinomed.bundle.causes import explain, show_causes
-from dinomed.errors import InputError
+from dinomed.bundle.causes import explain, own_error, show_causes
+from dinomed.errors import InputError, VolumeError
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +45,21 @@ def shown(error: BaseException, capsys: pytest.CaptureFixture[str]) -> list[str]
 
 def test_own_error_is_one_sentence_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(wrapped(InputError("maps/: no label maps here")), capsys) == ["dinomed: maps/: no label maps here"]
+
+
+class Broken:
+    def __call__(self, path: str) -> NoReturn:
+        raise VolumeError(f"{path} is cut off; copy it again")
+
+
+def test_own_error_is_found_in_what_a_data_loaders_process_hands_over(capsys: pytest.CaptureFixture[str]) -> None:
+    loader = DataLoader(Dataset(["a.png"], Compose([Broken()])), num_workers=1)
+    with pytest.raises(RuntimeError, match="DataLoader worker process") as caught:
+        next(iter(loader))
+    own = own_error(caught.value)
+    assert type(own) is VolumeError
+    assert str(own) == "a.png is cut off; copy it again"
+    assert shown(caught.value, capsys) == ["dinomed: a.png is cut off; copy it again"]
 
 
 def test_other_error_keeps_its_traceback_and_ends_with_the_cause(capsys: pytest.CaptureFixture[str]) -> None:

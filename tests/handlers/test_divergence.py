@@ -57,7 +57,7 @@ def test_loss_that_is_no_number_names_step_and_files_and_leaves_the_weights() ->
         train([StopAtNaN()], Items(bad=3), net)
     message = str(caught.value)
     assert message.startswith("the loss became nan at step 2 (epoch 1) in a batch of /data/2.png, /data/3.png; ")
-    assert "train on from best.pt (initial_weights)" in message
+    assert "no checkpoint was written from it, what was saved before is whole" in message
     assert isinstance(caught.value, (DinomedError, FloatingPointError))
     assert finite(net)
 
@@ -89,7 +89,9 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
             engine.add_event_handler(Events.ITERATION_COMPLETED(once=6), lambda: net[1].weight.data.fill_(np.inf))
 
     again = ResumableCheckpoint(tmp_path / "c.pt", net, optimizer)
-    with pytest.raises(DivergedError, match=r"the weights became nan or inf at step 6 \(epoch 2\).*/data/5.png"):
+    with pytest.raises(
+        DivergedError, match=r"the weights became nan, infinite or absurdly large at step 6 \(epoch 2\).*/data/5.png"
+    ):
         train([Overflow(), again], Items(), net, optimizer=optimizer, max_epochs=2)
     assert (tmp_path / "c.pt").read_bytes() == before
 
@@ -97,7 +99,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     evaluator.state.metrics, evaluator.state.key_metric_name = {"dice": 0.5}, "dice"
     evaluator.state.best_metric, evaluator.state.best_metric_epoch = -1, -1
     best = BestWeights(tmp_path / "best.pt", net)
-    with pytest.raises(DivergedError, match="the weights became nan or inf"):
+    with pytest.raises(DivergedError, match="the weights became nan, infinite or absurdly large"):
         best.save_if_best(evaluator)
     assert not (tmp_path / "best.pt").exists()
 
@@ -139,4 +141,13 @@ def test_finite_looks_at_weights_and_statistics_but_not_at_constants(value: floa
     net.register_buffer("mask", torch.tensor([value]))
     assert finite(net)
     net[1].running_var[1] = value
+    assert not finite(net)
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, float("inf"), float("nan")])
+def test_weights_that_the_next_step_would_spoil_are_not_saved(value: float) -> None:
+    net = nn.Linear(2, 2)
+    assert finite(net)
+    with torch.no_grad():
+        net.weight[0, 1] = value
     assert not finite(net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterable
@@ -22,9 +23,11 @@ from dinomed.bundle.distribution import (
     process_device,
     process_rank,
 )
+from dinomed.errors import InputError
 from dinomed.handlers.processes import bare
 
 __all__ = [
+    "check_device",
     "connect",
     "distribute",
     "join_processes",
@@ -46,7 +49,14 @@ def prepare_run(seed: int, deterministic: bool = True) -> None:
     Args:
         seed: the seed.
         deterministic: use deterministic kernels; those that have none warn.
+
+    Raises:
+        InputError: if the seed is no whole number or `deterministic` neither true nor false.
     """
+    if type(seed) is not int:
+        raise InputError(f"seed is {seed!r}; give a whole number")
+    if not isinstance(deterministic, bool):
+        raise InputError(f"deterministic is {deterministic!r}; give true or false")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no reproducible kernels
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -67,11 +77,26 @@ def start_network(network: nn.Module, initial_weights: str | Path | None, device
         device: where to train.
 
     Raises:
+        InputError: if there is no such device here.
         WeightsError: if the file is missing or belongs to another network.
     """
+    check_device(device)
     if initial_weights is not None:
         network = load_network(network, initial_weights, device)
     return network.to(device).to(memory_format=torch.channels_last)
+
+
+def check_device(device: torch.device | str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        InputError: if tensors cannot be made on it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # each of PyTorch's builds has its own kind
+        said = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise InputError(f"device is '{device}', which cannot be used here ({said}); set device to cpu") from error
 
 
 def parameter_groups(network: nn.Module, learning_rate: float, backbone_learning_rate: float) -> list[dict[str, Any]]:
@@ -89,8 +114,13 @@ def parameter_groups(network: nn.Module, learning_rate: float, backbone_learning
         Groups for a PyTorch optimiser; the first one is decayed and not of the backbone.
 
     Raises:
+        InputError: if a learning rate is no number from 0 on.
         ValueError: if the network has neither.
     """
+    for name, value in (("learning_rate", learning_rate), ("backbone_learning_rate", backbone_learning_rate)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and 0 <= value < math.inf):
+            raise InputError(f"{name} is {value!r}; give a number from 0 on, such as 1.0e-4 (YAML takes 1e-4 for text)")
     inside = {id(parameter) for parameter in _backbone_parameters(bare(network))}
     groups = []
     for rate, of_backbone in ((learning_rate, False), (backbone_learning_rate, True)):

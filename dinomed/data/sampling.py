@@ -6,6 +6,7 @@ Nothing is remembered from one epoch to the next, so a resumed training needs on
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
@@ -16,7 +17,10 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from dinomed.errors import InputError
+from dinomed.errors import DinomedError, InputError
+
+APPLYING = re.compile(r"applying transform <([\w.]+)\.(\w+) object")
+"""How MONAI's `Compose` names the transform in which an error arose."""
 
 
 class Draw(int):
@@ -53,7 +57,7 @@ class EpochSampler(Sampler[int]):
         world_size: number of processes; what is left over when they share an epoch is left out.
 
     Raises:
-        InputError: if an epoch has no item for each process.
+        InputError: if an epoch has no item for each process, or `samples_per_epoch` is no number of items.
     """
 
     def __init__(
@@ -66,17 +70,22 @@ class EpochSampler(Sampler[int]):
         world_size: int = 1,
     ) -> None:
         self.count = len(data)
-        self.length = (self.count if samples_per_epoch is None else samples_per_epoch) // world_size
+        self.total = self.count if samples_per_epoch is None else samples_per_epoch
+        if samples_per_epoch is not None and (type(samples_per_epoch) is not int or samples_per_epoch < 1):
+            raise InputError(
+                f"samples_per_epoch is {samples_per_epoch!r}; give whole numbers from 1 on (in the bundles it is "
+                "steps_per_epoch times pictures_per_batch and the like, times world_size)"
+            )
+        self.length = self.total // world_size
         if self.count < 1 or self.length < 1:
             raise InputError(
                 f"{self.count} training items cannot be shared by {world_size} processes with "
-                f"{samples_per_epoch or self.count} items in an epoch; give more items or start fewer processes"
+                f"{self.total} items in an epoch; give more items or start fewer processes"
             )
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.total = self.count if samples_per_epoch is None else samples_per_epoch
         self.epoch = 1
 
     def set_epoch(self, epoch: int) -> None:
@@ -245,7 +254,11 @@ class SeededDataset(Dataset[Any]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Any:
-        """Draw one item; the global generators are afterwards as they were."""
+        """Draw one item; the global generators are afterwards as they were.
+
+        Raises:
+            InputError: if a transform refuses the values that it was given.
+        """
         seed = _entropy(self.seed, int(self._epoch), index, getattr(index, "repeat", 0))
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed % 2**32)
@@ -256,9 +269,32 @@ class SeededDataset(Dataset[Any]):
             torch.manual_seed(seed)
             try:
                 return self.transform(self.data[index])
+            except RuntimeError as error:
+                refusal = _refusal(error)
+                if refusal is None:
+                    raise
+                raise refusal from error
             finally:
                 random.setstate(python)
                 np.random.set_state(numpy)
+
+
+def _refusal(error: RuntimeError) -> InputError | None:
+    """Tell values that a transform cannot use, which shows only when it is called, from faults of ours.
+
+    Everyone refuses values with a ValueError. A TypeError in MONAI's transforms comes from values too.
+    """
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    found = APPLYING.search(str(error))
+    if found is None or isinstance(cause, DinomedError):
+        return None
+    module, name = found.groups()
+    if isinstance(cause, ValueError) or (isinstance(cause, TypeError) and module.startswith("monai.")):
+        said = " ".join(str(cause).split()).rstrip(".")
+        return InputError(f"{name} cannot be applied ({said}); correct the values that the config gives it")
+    return None
 
 
 def _entropy(*numbers: int) -> int:

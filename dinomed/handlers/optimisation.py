@@ -30,7 +30,14 @@ def optimiser_steps(max_epochs: int, steps_per_epoch: int, accumulation_steps: i
         max_epochs: epochs.
         steps_per_epoch: batches in an epoch.
         accumulation_steps: batches that make one optimiser step.
+
+    Raises:
+        InputError: if one is no whole number from 1 on.
     """
+    given = {"max_epochs": max_epochs, "steps_per_epoch": steps_per_epoch, "accumulation_steps": accumulation_steps}
+    for name, value in given.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"{name} is {value!r}; give a whole number from 1 on")
     return max_epochs * -(-steps_per_epoch // accumulation_steps)
 
 
@@ -90,6 +97,7 @@ class WarmupSchedule(torch.optim.lr_scheduler.LambdaLR):
         decay: maps the progress after the peak, from 0 to 1, to a factor of the peak.
 
     Raises:
+        InputError: if the warm-up is no whole number.
         ValueError: if the warm-up is not shorter than the whole.
     """
 
@@ -101,6 +109,8 @@ class WarmupSchedule(torch.optim.lr_scheduler.LambdaLR):
         total_steps: int,
         decay: Callable[[float], float],
     ) -> None:
+        if type(warmup_steps) is not int:
+            raise InputError(f"warmup_steps is {warmup_steps!r}; give a whole number of optimiser steps, or 0 for none")
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(
                 f"warmup_steps is {warmup_steps} and the whole training takes {total_steps} steps; shorten the warm-up"
@@ -218,9 +228,15 @@ class EpochOfData:
 
     Args:
         target: anything with `set_epoch`.
+
+    Raises:
+        InputError: if it has none, as the name of a sampler that a config should refer to.
     """
 
     def __init__(self, target: EpochAware) -> None:
+        if not callable(getattr(target, "set_epoch", None)):
+            hint = f"write '@{target}' if the config has that id" if isinstance(target, str) else "take one of ours"
+            raise InputError(f"{target!r} is no sampler or data set that can be told which epoch begins; {hint}")
         self.target = target
 
     def attach(self, engine: Engine) -> None:

@@ -108,7 +108,7 @@ def load_preset(name: str, **settings: Any) -> RandTorchvisiond:
             `image_key`, `label_key`.
 
     Raises:
-        InputError: If there is no such preset, file or setting.
+        InputError: If there is no such preset, file or setting, or `size` is no height and width.
     """
     text = str(name)
     if text.endswith((".yaml", ".yml")):
@@ -127,4 +127,10 @@ def load_preset(name: str, **settings: Any) -> RandTorchvisiond:
         if key not in known:
             raise InputError(f"the augmentation preset {text} has no setting {key!r}; it has {', '.join(known)}")
         config[key] = list(value) if isinstance(value, tuple) else value
+    size = config["size"] if "size" in settings else [1, 1]
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        raise InputError(
+            f"the augmentation preset {text} cannot cut pictures to the size {size!r} (crop_size in the bundles); give "
+            "height and width in pixels, such as [512, 512]"
+        )
     return ConfigParser(config).get_parsed_content("augmentation")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,3 +192,23 @@ def test_processes_meet_wrap_the_network_and_part(monkeypatch: pytest.MonkeyPatc
         leave_processes()
     assert not distributed.is_initialized()
     leave_processes()
+
+
+@pytest.mark.parametrize("wrong", ["abc", "1e-4", -1, math.nan, math.inf, True, None])
+def test_learning_rates_that_are_no_rates_are_refused(wrong: Any) -> None:
+    for rates, name in (((wrong, 0.1), "learning_rate"), ((0.1, wrong), "backbone_learning_rate")):
+        with pytest.raises(InputError, match=f"^{name} is {wrong!r}; give a number from 0 on"):
+            parameter_groups(nn.Linear(1, 1), *rates)
+
+
+def test_a_device_that_is_not_here_is_refused() -> None:
+    for device in ("cuda:99", "tpu"):
+        with pytest.raises(InputError, match=f"device is '{device}', which cannot be used here"):
+            start_network(nn.Linear(1, 1), None, device)
+
+
+def test_a_seed_and_determinism_of_the_wrong_type_are_refused() -> None:
+    with pytest.raises(InputError, match="seed is 'abc'"):
+        prepare_run("abc")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="deterministic is 'maybe'; give true or false"):
+        prepare_run(0, "maybe")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose, RandGaussianNoise
+from monai.transforms import Compose, NormalizeIntensity, RandGaussianNoise, Transform
 from torch.utils.data import DataLoader
 
 from dinomed.data.sampling import ClassBalancedSampler, EpochSampler, SeededDataset, ShareSampler, class_presence
@@ -73,6 +73,11 @@ def test_epoch_alone_decides_what_a_resumed_run_sees() -> None:
 def test_too_few_items_for_the_processes_are_refused() -> None:
     with pytest.raises(InputError, match="1 training items cannot be shared by 2 processes"):
         EpochSampler(range(1), world_size=2)
+    with pytest.raises(InputError, match="2 processes with 1 items in an epoch"):
+        EpochSampler(range(4), samples_per_epoch=1, world_size=2)
+    for wrong in (0, -2, 1.5, "aa"):
+        with pytest.raises(InputError, match=f"samples_per_epoch is {wrong!r}; give whole numbers"):
+            EpochSampler(range(4), samples_per_epoch=wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="0 training items"):
         EpochSampler([])
     with pytest.raises(InputError, match="1 validation items cannot be shared by 2 processes"):
@@ -183,3 +188,21 @@ def test_drawing_an_item_leaves_the_global_generators_alone(tmp_path: Path) -> N
         seed(3)
     dataset()[2]
     assert state() == expected
+
+
+def test_values_that_a_transform_refuses_are_told_apart_from_faults_in_it() -> None:
+    wrong = Compose([NormalizeIntensity(subtrahend=[0.5], divisor=[1.0], channel_wise=True)])
+    with pytest.raises(InputError, match=r"NormalizeIntensity cannot be applied \(img has 3 channels"):
+        SeededDataset([torch.zeros(3, 2, 2)], wrong)[0]
+
+    class Faulty(Transform):
+        def __call__(self, data: Any) -> Any:
+            raise TypeError("a fault")
+
+    class Refusing(Transform):
+        def __call__(self, data: Any) -> Any:
+            raise InputError("a.png is empty")
+
+    for transform in (Faulty(), Refusing()):
+        with pytest.raises(RuntimeError, match="applying transform"):
+            SeededDataset([torch.zeros(3, 2, 2)], Compose([transform]))[0]

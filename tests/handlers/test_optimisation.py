@@ -9,6 +9,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
+from dinomed.errors import InputError
 from dinomed.handlers.divergence import StopAtNaN
 from dinomed.handlers.optimisation import (
     ClipGradients,
@@ -202,3 +203,22 @@ def test_finite_loss_goes_on() -> None:
     engine = trainer(nn.Linear(1, 1), [StopAtNaN()])
     engine.run()
     assert engine.state.iteration == 5
+
+
+@pytest.mark.parametrize("name", ["max_epochs", "steps_per_epoch", "accumulation_steps"])
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "a", True, None])
+def test_steps_that_are_no_numbers_from_one_on_are_refused(name: str, wrong: Any) -> None:
+    with pytest.raises(InputError, match=f"{name} is {wrong!r}; give a whole number from 1 on"):
+        optimiser_steps(**{"max_epochs": 2, "steps_per_epoch": 3, name: wrong})
+
+
+def test_a_warm_up_that_is_no_number_of_steps_is_refused() -> None:
+    with pytest.raises(InputError, match="warmup_steps is 'a'"):
+        warmup_polynomial(optimizer(), "a", 10)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_told_of_epochs_is_refused() -> None:
+    with pytest.raises(InputError, match=r"'balanced' is no sampler .* write '@balanced'"):
+        EpochOfData("balanced")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="take one of ours"):
+        EpochOfData([1])  # type: ignore[arg-type]

@@ -177,3 +177,9 @@ def test_unknown_presets_files_and_settings_are_named() -> None:
         load_preset("none.yaml")
     with pytest.raises(InputError, match="has no setting 'sise'; it has image_key"):
         load_preset("natural", sise=3)
+
+
+@pytest.mark.parametrize("size", [[32], 32, [0, 32], [32, 32, 32], "abc", [32.5, 32], None])
+def test_a_size_that_is_no_height_and_width_is_refused(size: object) -> None:
+    with pytest.raises(InputError, match=r"natural cannot cut pictures to the size .* give height and width"):
+        load_preset("natural", size=size)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from torch import nn
@@ -21,6 +20,7 @@ STATISTICS = ("running_mean", "running_var")
 SOURCE_KEYS = ("source", "name", "case", "path", "filename")
 LARGEST = 1e18
 """Weights beyond this have squares that float32 does not hold: the next step's loss would be no number."""
+SPOILT = "the weights became nan, infinite or absurdly large"
 WAY_OUT = (
     "no checkpoint was written from it, what was saved before is whole: look at these files, or train on from best.pt, "
     "where there is one (initial_weights), with a lower learning rate in another output_dir"

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from dinomed.errors import InputError, WeightsError
-from dinomed.handlers.divergence import batch_files, diverged, finite
+from dinomed.handlers.divergence import SPOILT, batch_files, diverged, finite
 from dinomed.handlers.processes import gathered, rank
 from dinomed.handlers.random_states import random_states, restore_random_states
 from dinomed.handlers.sharded_state import (
@@ -113,9 +113,7 @@ class ResumableCheckpoint:
             DivergedError: if the weights are no numbers; the file then stays as it is.
         """
         if not finite(self.network):
-            raise diverged(
-                engine, "the weights became nan, infinite or absurdly large", batch_files(engine.state.batch)
-            )
+            raise diverged(engine, SPOILT, batch_files(engine.state.batch))
         state = engine.state
         content = {
             "format": FORMAT,
@@ -272,9 +270,7 @@ class BestWeights:
             return
         if not finite(self.network):
             trainer = engine if self.trainer is None else self.trainer
-            raise diverged(
-                trainer, "the weights became nan, infinite or absurdly large", batch_files(trainer.state.batch)
-            )
+            raise diverged(trainer, SPOILT, batch_files(trainer.state.batch))
         state.best_metric, state.best_metric_epoch = score, state.epoch
         weights = network_state(self.network)
         if getattr(engine.state, "rank", 0) == 0:

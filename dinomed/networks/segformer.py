@@ -53,6 +53,7 @@ class SegFormer(nn.Module):
             start. All must fit, except that the last layer starts at random where the number of classes differs, and
             the whole decode head where the weights are an encoder's alone ("nvidia/mit-b5"). No network is needed.
         image_channels: Channels of the image.
+        frozen: Keep the encoder in evaluation mode and without gradients.
         gradient_checkpointing: Trade time for memory in training, see `set_grad_checkpointing`.
         **options: For transformers' `SegformerConfig`, e.g. `drop_path_rate`, or `depths` and `hidden_sizes` for small
             tests.
@@ -74,6 +75,7 @@ class SegFormer(nn.Module):
         weights: str | Path | None = None,
         image_channels: int = 3,
         gradient_checkpointing: bool = False,
+        frozen: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -92,6 +94,17 @@ class SegFormer(nn.Module):
         self.logits_resize = LogitsResize(scale=4)
         if gradient_checkpointing:
             self.set_grad_checkpointing()
+        self.frozen = frozen
+        if frozen:
+            self.model.segformer.requires_grad_(False)
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> SegFormer:
+        """Set the mode, except that a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.model.segformer.eval()
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes, H, W)."""

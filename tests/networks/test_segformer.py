@@ -108,6 +108,15 @@ def test_gradients_reach_every_parameter(checkpointing: bool) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
+def test_a_frozen_encoder_stays_in_evaluation_mode_without_gradients() -> None:
+    network = make(frozen=True).train()
+    assert not network.model.segformer.training
+    assert network.model.decode_head.training
+    F.cross_entropy(network(torch.randn(2, 3, 65, 47)), torch.zeros(2, 65, 47, dtype=torch.long)).backward()
+    assert all(parameter.grad is None for parameter in network.model.segformer.parameters())
+    assert all(parameter.grad is not None for parameter in network.model.decode_head.parameters())
+
+
 def test_a_new_network_is_in_training_mode_with_and_without_weights(tmp_path: Path) -> None:
     torch.save(make().state_dict(), tmp_path / "own.pth")
     assert make().model.training

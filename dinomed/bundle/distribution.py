@@ -16,6 +16,7 @@ from torch import distributed, nn
 
 from dinomed.bundle.sharding import shard
 from dinomed.errors import InputError
+from dinomed.networks.synced_norm import synchronise_batch_norms
 
 
 def process_count() -> int:
@@ -64,8 +65,9 @@ def leave_processes() -> None:
 def distribute(network: nn.Module, device: torch.device | str, sharded: bool = False) -> nn.Module:
     """Let all processes train a network together, beginning with the first one's weights.
 
-    On GPUs batch norm is replaced by one that sees the batches of all processes. PyTorch has no such batch norm for
-    CPUs: there each process normalises by its own batch, and the running statistics are those of the first.
+    Batch norm is replaced by one that sees the batches of all processes: PyTorch's own on GPUs, and on CPUs, which that
+    one does not serve, `dinomed.networks.synced_norm.SyncedBatchNorm2d` in the place of each `nn.BatchNorm2d`. The
+    names in a state dict stay the same.
 
     Args:
         network: on the CPU or on its device.
@@ -83,6 +85,8 @@ def distribute(network: nn.Module, device: torch.device | str, sharded: bool = F
     device = torch.device(device)
     if device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    else:
+        network = synchronise_batch_norms(network)
     together: nn.Module
     if sharded:
         together = shard(network, device)

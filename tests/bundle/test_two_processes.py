@@ -67,14 +67,18 @@ class NoisyNetwork(nn.Module):
         return self.rest(self.backbone(image))
 
 
-def small_network(noise: bool, frozen: bool = False) -> nn.Module:
-    """Without noise nothing but the items and their order decides; with it there are dropout and batch norm."""
+def small_network(noise: bool, frozen: bool = False, normed: bool = False) -> nn.Module:
+    """Without noise nothing but the items and their order decides; with it there are dropout and batch norm.
+
+    Normed it is as a bundle builds it, with a batch norm in the linear decoder.
+    """
     if noise:
         return NoisyNetwork()
     # Fresh layer scales of 1e-5 would hide the blocks.
     options = {"init_values": 0.5, "embed_dim": 32, "depth": 4, "num_heads": 2}
     backbone = create_backbone("dinov3_vit_tiny16", frozen=frozen, **options)
-    return Segmenter(backbone, LinearDecoder(backbone.channels, backbone.strides, norm_layer=nn.Identity), 2)
+    norm_layer = nn.BatchNorm2d if normed else nn.Identity
+    return Segmenter(backbone, LinearDecoder(backbone.channels, backbone.strides, norm_layer=norm_layer), 2)
 
 
 def train(
@@ -86,11 +90,12 @@ def train(
     kill_at: int = -1,
     total_batch: int = 4,
     accumulation_steps: int = 2,
+    normed: bool = False,
 ) -> dict[str, Any]:
     """Train for three epochs of three batches (of all processes together), as a bundle does."""
     prepare_run(0)
     world_size, rank = process_count(), process_rank()
-    network = start_network(small_network(noise, frozen), None, "cpu")
+    network = start_network(small_network(noise, frozen, normed), None, "cpu")
     if wrap:
         network = distribute(network, CPU, sharded=wrap == "shard")
     items = Pictures(broken=broken)
@@ -165,6 +170,8 @@ def all_together(folder: str) -> dict[str, Any]:
     found["noisy"] = train(place / "noisy", "distribute", noise=True)
     found["killed"] = train(place / "killed", "distribute", noise=True, kill_at=4)
     found["resumed"] = train(place / "killed", "distribute", noise=True)
+    for wrap in ("distribute", "shard"):
+        found[f"normed {wrap}"] = train(place / f"normed_{wrap}", wrap, normed=True)
     found["broken"] = train(place / "broken", "distribute", broken=5)
     found["sharded"] = train(place / "sharded", "shard")
     found["sharded killed"] = train(place / "sharded_killed", "shard", kill_at=5)
@@ -223,6 +230,20 @@ def test_two_processes_train_as_one_with_the_larger_batch(place: Path, together:
     logged = [[float(row["loss"]) for row in rows(folder)] for folder in (alone[0], place / kind)]
     assert len(logged[0]) == 9
     assert logged[1] == pytest.approx(logged[0], abs=2e-5)
+
+
+@pytest.mark.parametrize("wrap", ["distribute", "shard"])
+def test_batch_norm_of_two_processes_is_that_of_one(place: Path, together: Any, tmp_path: Path, wrap: str) -> None:
+    alone = train(tmp_path, normed=True)
+    one, two = load(tmp_path / "checkpoint.pt"), load(place / f"normed_{wrap}" / "checkpoint.pt")
+    assert one["network"].keys() == two["network"].keys()
+    assert int(one["network"]["decoder.norm.num_batches_tracked"]) == 9
+    torch.testing.assert_close(two["network"], one["network"], rtol=1e-4, atol=1e-5)
+    for result in together:
+        torch.testing.assert_close(result[f"normed {wrap}"]["buffers"], alone["buffers"], rtol=1e-4, atol=1e-5)
+    logged = [[float(row["loss"]) for row in rows(folder)] for folder in (tmp_path, place / f"normed_{wrap}")]
+    assert logged[1] == pytest.approx(logged[0], abs=2e-5)
+    start_network(small_network(noise=False, normed=True), place / f"normed_{wrap}" / "best.pt", "cpu")
 
 
 def test_frozen_backbone_is_shared_out_and_stays_as_it_is(place: Path, together: Any) -> None:

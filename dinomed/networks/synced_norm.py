@@ -43,7 +43,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         plain = x.as_subclass(Tensor)  # statistics have nothing of what a subclass says of its items
         here = plain.new_tensor([plain.numel() / plain.shape[1]])
         total = _sum_over_processes(torch.cat([plain.sum((0, 2, 3)), here]))
-        count = float(total[-1])
+        count = float(total[-1].detach())
         if count <= 1:
             raise ValueError(
                 f"batch norm needs more than one value per channel in training, not {count:g} in all processes "

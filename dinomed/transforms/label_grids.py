@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from monai.transforms import MapTransform
 from dinomed.errors import VolumeError
 from dinomed.transforms.labels import map_labels
 from dinomed.transforms.volumes import read_volume
+
+logger = logging.getLogger(__name__)
 
 Affine = npt.NDArray[np.float64]
 
@@ -43,6 +47,20 @@ def labels_on_grid(
         inside = np.logical_and.reduce([(v >= 0) & (v < n) for v, n in zip(voxels, labels.shape, strict=True)])
         result[index][inside] = labels[tuple(v[inside] for v in voxels)]
     return result
+
+
+def covers(shape: tuple[int, ...], affine: Affine, other_shape: tuple[int, ...], other_affine: Affine) -> bool:
+    """Whether a grid holds the voxel centres of another one, but for two of its own voxels at the edges.
+
+    Args:
+        shape: of the grid.
+        affine: (4, 4), its voxels to millimetres.
+        other_shape: of the other grid.
+        other_affine: (4, 4), the other grid's voxels to the same millimetres.
+    """
+    corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in other_shape))], dtype=np.float64)
+    places = np.linalg.solve(affine, other_affine @ corners.T)[:3].T
+    return bool(((places > -2.5) & (places < np.array(shape) + 1.5)).all())
 
 
 class LoadReferenceLabelsd(MapTransform):
@@ -95,6 +113,12 @@ class LoadReferenceLabelsd(MapTransform):
                 raise VolumeError(
                     f"{volume.path}: labels run from {int(numbers.min())} to {int(numbers.max())}, not within 0 to "
                     f"{last}; give the label of each number"
+                )
+            if not covers(volume.array.shape, volume.affine, shape, affine):
+                logger.warning(
+                    "%s covers only a part of the scan %s: all beyond it counts as background",
+                    volume.path,
+                    image.meta.get("filename_or_obj", ""),
                 )
             mapped = numbers.to(torch.uint8).numpy()
             on_grid = labels_on_grid(mapped, volume.affine, (shape[0], shape[1], shape[2]), affine)

@@ -113,3 +113,18 @@ def test_numbers_beyond_the_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="labels run from 1 to 5, not within 0 to 4"):
         LoadReferenceLabelsd("label", "image", num_classes=5)(item)
     assert int(LoadReferenceLabelsd("label", "image", num_classes=6)(item)["label"].max()) == 5
+
+
+def test_a_reference_that_covers_only_a_part_of_the_scan_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scan = save(np.random.default_rng(0).standard_normal((9, 8, 12)).astype(np.float32), SHEARED, tmp_path / "ct.nii")
+    whole = save(random_labels((9, 8, 12)), SHEARED, tmp_path / "whole.nii")
+    part = save(random_labels((9, 8, 6)), SHEARED, tmp_path / "part.nii")
+    load = LoadVolumed("image")
+    read = LoadReferenceLabelsd("label", "image", on_network_grid=True)
+    read(load({"image": scan, "label": whole}))
+    assert caplog.text == ""
+    found = read(load({"image": scan, "label": part}))["label"]
+    assert "part.nii covers only a part of the scan" in caplog.text
+    assert found[..., 6:].eq(0).all()

@@ -83,9 +83,10 @@ def read_label_map(
         int32 of shape (H, W).
 
     Raises:
-        InputError: If there is no such file, or it is damaged, or holds colours or lossy values instead of numbers.
+        InputError: If there is no such file, or it is damaged, or holds colours or lossy values instead of numbers, or
+            a class would get the number of ignored pixels.
     """
-    return renumber(_opened(path, _numbers), reduce_zero_label, label_values, ignore_index)
+    return _opened(path, lambda image: renumber(_numbers(image), reduce_zero_label, label_values, ignore_index))
 
 
 def renumber(
@@ -94,13 +95,22 @@ def renumber(
     label_values: Mapping[int, int] | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> NDArray[np.int32]:
-    """Give the labels of a file the numbers that training uses; arguments as those of `read_label_map`."""
+    """Give the labels of a file the numbers that training uses; arguments as those of `read_label_map`.
+
+    Raises:
+        InputError: If a class would get the number of ignored pixels; the sentence goes on behind the file's name.
+    """
     result = labels
     if label_values:
         result = labels.copy()
         for old, new in label_values.items():
             result[labels == int(old)] = int(new)
     if reduce_zero_label:
+        if (result == ignore_index + 1).any():
+            raise InputError(
+                f"holds {ignore_index + 1}, which reduce_zero_label makes {ignore_index}, the number of ignored "
+                "pixels; correct it or choose another ignore_index, such as 65535"
+            )
         ignored = (result == 0) | (result == ignore_index)
         result = np.where(ignored, np.int32(ignore_index), result - 1).astype(np.int32, copy=False)
     return result

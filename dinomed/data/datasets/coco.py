@@ -15,7 +15,7 @@ from dinomed.data.datasets.coco_file import CocoFile, CocoImage, read_coco_file
 from dinomed.data.datasets.coco_masks import MaskCache, draw_label_map
 from dinomed.data.datasets.image_dataset import ImageDataset, LabelReading, Problem
 from dinomed.errors import InputError
-from dinomed.transforms.image_reading import IGNORE_INDEX
+from dinomed.transforms.image_reading import IGNORE_INDEX, image_size
 
 ClassSource = Literal["auto", "coco", "file"]
 
@@ -60,11 +60,6 @@ class CocoSegmentation(ImageDataset):
         if not file.images:
             raise InputError(f"{file.path} has no images; add them")
         self.label_of_category, names = class_labels(file, classes)
-        if len(names) > ignore_index:
-            raise InputError(
-                f"{file.path} has {len(names)} classes, so that label {ignore_index} is one of them and cannot mean "
-                "ignored; pass a larger ignore_index, such as 65535"
-            )
         folder = Path(image_dir) if image_dir is not None else find_image_folder(file)
         content = json.dumps([file.sha256, sorted(self.label_of_category.items()), ignore_index])
         self.cache = MaskCache(Path(cache_dir) if cache_dir is not None else default_cache(), content)
@@ -93,10 +88,17 @@ class CocoSegmentation(ImageDataset):
         """Return a copy of one item, whose label map is on disk afterwards, or a list of them.
 
         Raises:
+            InputError: If the picture cannot be read or has another size than the file says.
             OutputError: If the label map cannot be written.
         """
         item = super().__getitem__(index)
         if not isinstance(index, slice):
+            stated, found = self.images[index], image_size(item["image"])
+            if (stated.height, stated.width) != found:
+                raise InputError(
+                    f"{self.source}: image {stated.id!r} is {stated.width} x {stated.height} pixels by its entry, but "
+                    f"{item['image']} is {found[1]} x {found[0]}; get the picture again, or correct the entry"
+                )
             item["label"] = str(self.cache.get(self.images[index], lambda: self.label_map(index)))
         return item
 

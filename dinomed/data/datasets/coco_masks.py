@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
 import zlib
@@ -142,8 +143,9 @@ class MaskCache:
         self.folder = folder / self.key[:16]
 
     def path(self, image: CocoImage) -> Path:
-        """Name the file of a picture."""
-        return self.folder / f"{quote(str(image.id), safe='')}.png"
+        """Name the file of a picture; the ids 1 and "1" of one annotation file are two."""
+        kind = "text-" if isinstance(image.id, str) else ""
+        return self.folder / f"{kind}{quote(str(image.id), safe='')}.png"
 
     def get(self, image: CocoImage, draw: Callable[[], NDArray[Any]]) -> Path:
         """Return the file of a picture's label map, which is whole.
@@ -152,7 +154,7 @@ class MaskCache:
             OutputError: If it is not there and cannot be written.
         """
         path = self.path(image)
-        tag = f"{self.key} {image.id} {image.width}x{image.height}"
+        tag = f"{self.key} {json.dumps(image.id)} {image.width}x{image.height}"
         try:
             content: bytes | None = path.read_bytes()
         except OSError:

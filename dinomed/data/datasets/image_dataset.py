@@ -68,7 +68,7 @@ class ImageDataset(Sequence[dict[str, Any]]):
         strict: Whether any problem is an error; otherwise what is affected was left out, and a warning says how much.
 
     Raises:
-        InputError: If there are problems and `strict`, or no item is left.
+        InputError: If there are problems and `strict`, no item is left, or `ignore_index` is a class.
     """
 
     layout = ""
@@ -93,6 +93,11 @@ class ImageDataset(Sequence[dict[str, Any]]):
         self.num_classes = num_classes if num_classes is not None else (len(self.class_names) or None)
         self.reading = reading or LabelReading()
         self.problems = tuple(problems)
+        if task == "segmentation" and 0 <= self.ignore_index < (self.num_classes or 0):
+            raise InputError(
+                f"{source} has {self.num_classes} classes, so that label {self.ignore_index} is one of them and cannot "
+                "mean ignored; choose another ignore_index, such as 65535"
+            )
         if problems and strict:
             first = problems[0]
             others = f" and {len(problems) - 1} more problems" if len(problems) > 1 else ""

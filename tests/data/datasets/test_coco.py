@@ -438,3 +438,34 @@ def test_items_hold_paths_that_loading_transforms_take(tmp_path: Path) -> None:
     save(tmp_path / "val2017" / "ä b.jpg", np.zeros((32, 24, 3), dtype=np.uint8))
     with pytest.raises(InputError, match="is 32 x 24 pixels but its picture is 24 x 32"):
         LoadLabelMapd()(LoadImageRGBd()(item))
+
+
+def test_a_picture_of_another_size_than_its_entry_is_told_by_file_and_id(tmp_path: Path) -> None:
+    path = make_coco(tmp_path, coco_content([{"category_id": DOG, "segmentation": [square(2, 2, 6)]}]))
+    picture = save(tmp_path / "val2017" / "ä b.jpg", np.zeros((32, 24, 3), dtype=np.uint8))
+    dataset = CocoSegmentation(path, cache_dir=tmp_path / "cache")
+    with pytest.raises(InputError) as error:
+        dataset[0]
+    assert str(error.value).startswith(f"{path}: image 7 is 32 x 24 pixels by its entry, but {picture} is 24 x 32; ")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_ids_that_read_alike_have_label_maps_of_their_own(tmp_path: Path) -> None:
+    ids = (1, "1", "text-1")
+    images = [{"id": id_, "file_name": f"{n}.jpg", "height": 24, "width": 32} for n, id_ in enumerate(ids)]
+    objects = [
+        {"image_id": id_, "category_id": DOG, "segmentation": [square(2, 2, 4 * n)]} for n, id_ in enumerate(ids, 1)
+    ]
+    path = make_coco(tmp_path, coco_content(objects, images=images))
+    dataset = CocoSegmentation(path, cache_dir=tmp_path / "cache")
+    items = [dataset[index] for index in range(3)]
+    assert [int((read_label_map(item["label"]) == DOG_LABEL).sum()) for item in items] == [16, 64, 144]
+
+
+def test_label_maps_of_ids_beyond_latin_are_kept(tmp_path: Path) -> None:
+    images = [{"id": "名", "file_name": "a.jpg", "height": 24, "width": 32}]
+    path = make_coco(tmp_path, coco_content([], images=images))
+    label = Path(CocoSegmentation(path, cache_dir=tmp_path / "cache")[0]["label"])
+    drawn = label.stat().st_ino
+    CocoSegmentation(path, cache_dir=tmp_path / "cache")[0]
+    assert label.stat().st_ino == drawn

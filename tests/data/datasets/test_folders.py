@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 from picture_sets import labels_of, make_ade20k, make_masks, noise, save
 
-from dinomed.data.datasets import ADE20KFolder, ImageFolder, ImageMaskFolder, UnlabelledImages
+from dinomed.data.datasets import ADE20KFolder, ImageFolder, ImageMaskFolder, ItemList, UnlabelledImages
 from dinomed.data.datasets.class_names import ADE20K_CLASSES
 from dinomed.errors import InputError
 from dinomed.transforms.augmentation import load_preset
@@ -50,6 +51,42 @@ def test_own_data_in_ade20ks_layout_may_count_from_zero(tmp_path: Path) -> None:
     assert dataset.num_classes == 3
     assert dataset.class_name(0) == "class 0"
     assert np.unique(dataset.label_map(0)).tolist() == [0, 1, 2]
+
+
+def test_more_classes_than_8_bits_need_another_ignored_label(tmp_path: Path) -> None:
+    numbers = np.full((24, 32), 256, np.uint16)
+    numbers[0, :4] = (0, 1, 255, 300)
+    image = save(tmp_path / "images/training/a.jpg", noise(0))
+    label = save(tmp_path / "annotations/training/a.png", numbers)
+    (tmp_path / "list.csv").write_text("image,label\nimages/training/a.jpg,annotations/training/a.png\n")
+    three_hundred = [f"c{number}" for number in range(300)]
+
+    def ade(**options: Any) -> ADE20KFolder:
+        return ADE20KFolder(tmp_path, **options)
+
+    def masks(**options: Any) -> ImageMaskFolder:
+        return ImageMaskFolder(image.parent, label.parent, **options)
+
+    def listed(**options: Any) -> ItemList:
+        return ItemList(tmp_path / "list.csv", **options)
+
+    for opened in (ade, masks, listed):
+        for options in ({"class_names": three_hundred}, {"num_classes": 256}):
+            with pytest.raises(InputError, match=r"classes, so that label 255 is one of them .* such as 65535"):
+                opened(**options)
+        assert opened(num_classes=255).ignore_index == 255
+        data = opened(class_names=three_hundred, ignore_index=65535, reduce_zero_label=True)
+        load = LoadLabelMapd(reduce_zero_label=True, ignore_index=data.ignore_index, num_classes=300)
+        for read in (data.label_map(0), load(data[0])["label"][0].numpy()):
+            assert read[0, :5].tolist() == [65535, 0, 254, 299, 255]
+
+
+def test_a_class_that_gets_the_number_of_ignored_pixels_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "images/a.jpg", noise(0))
+    path = save(tmp_path / "masks/a.png", np.full((24, 32), 256, np.uint16))
+    data = ImageMaskFolder(tmp_path / "images", tmp_path / "masks", reduce_zero_label=True)
+    with pytest.raises(InputError, match=f"{path} holds 256, which reduce_zero_label makes 255, the number of ignored"):
+        data.label_map(0)
 
 
 def test_missing_partners_are_an_error_or_left_out(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dinomed.data.datasets.coco import CocoSegmentation
 from dinomed.data.datasets.image_dataset import ImageDataset, Problem, counts_of
 from dinomed.errors import InputError
-from dinomed.transforms.image_reading import read_pixels, size_difference
+from dinomed.transforms.image_reading import read_label_map, read_pixels, renumber, size_difference
 
 MOST_NAMED = 5
 LARGEST_SHARE = 0.9
@@ -126,7 +128,8 @@ def check_item(dataset: ImageDataset, index: int) -> ItemCheck:
         _check_label_map(dataset, index, found)
     unknown = [label for label in found.counts if not _is_known(dataset, label)]
     if unknown:
-        numbers = ", ".join(map(str, sorted(unknown)[:MOST_NAMED]))
+        own = _numbers_in_file(dataset, index)
+        numbers = ", ".join(f"{label}{own.get(label, '')}" for label in sorted(unknown)[:MOST_NAMED])
         reason = f"has label {numbers}, but the {dataset.num_classes} classes are 0 to {(dataset.num_classes or 0) - 1}"
         file = item["label"] if dataset.task == "segmentation" else item["image"]
         found.problems.append(Problem("label out of range", file, f"{reason}; correct it or the number of classes"))
@@ -152,6 +155,17 @@ def _check_label_map(dataset: ImageDataset, index: int, found: ItemCheck) -> Non
     found.counts = counts_of(labels)
 
 
+def _numbers_in_file(dataset: ImageDataset, index: int) -> dict[int, str]:
+    """Say which number in the file a label of an item was, where it is another one."""
+    reading = dataset.reading
+    if dataset.task != "segmentation" or not (reading.reduce_zero_label or reading.label_values):
+        return {}
+    numbers = np.unique(read_label_map(dataset.items[index]["label"]))
+    labels = renumber(numbers, reading.reduce_zero_label, reading.label_values, reading.ignore_index)
+    pairs = zip(labels.tolist(), numbers.tolist(), strict=True)
+    return {label: f" ({number} in the file)" for label, number in pairs if label != number}
+
+
 def _differs(found: ItemCheck, shape: tuple[int, ...], file: str) -> bool:
     """Note it if a label map's size is not that of its picture."""
     if found.size is None or shape == found.size:
@@ -175,9 +189,15 @@ def _unreadable(file: str, error: InputError) -> Problem:
 def _duplicate(check: SplitCheck, index: int, other: SplitCheck, other_index: int) -> Problem:
     item, first = check.dataset.items[index], other.dataset.items[other_index]
     where = f" in the split {other.dataset.split}" if other is not check else ""
-    classes = ""
+    same_file = os.path.normpath(item["image"]) == os.path.normpath(first["image"])
+    name = ""
     if check.dataset.task == other.dataset.task == "classification" and item["label"] != first["label"]:
-        classes = f", there as {other.dataset.class_name(first['label'])}"
+        name = other.dataset.class_name(first["label"])
+    if same_file:
+        again = f"is listed{where} too" if where else "is listed twice"
+        classes = f", first as {name}" if name else ""
+        return Problem("duplicate image", item["image"], f"{again}{classes}; keep one entry")
+    classes = f", there as {name}" if name else ""
     return Problem(
         "duplicate image", item["image"], f"has the same pixels as {first['image']}{where}{classes}; keep one"
     )

@@ -100,7 +100,7 @@ def test_labels_out_of_range_are_found(tmp_path: Path) -> None:
     save(tmp_path / "annotations/training/b.png", labels_of(0, (0, 1, 151, 200)))
     assert findings(tmp_path) == [("label out of range", "b.png")]
     reason = check(tmp_path)[0].problems[0].reason
-    assert "has label 150, 199, but the 150 classes are 0 to 149" in reason
+    assert "has label 150 (151 in the file), 199 (200 in the file), but the 150 classes are 0 to 149" in reason
 
 
 def test_labels_of_other_data_have_a_range_when_it_is_given(tmp_path: Path) -> None:
@@ -108,6 +108,16 @@ def test_labels_of_other_data_have_a_range_when_it_is_given(tmp_path: Path) -> N
     assert findings(tmp_path) == []
     assert findings(tmp_path, num_classes=4) == []
     assert findings(tmp_path, num_classes=3) == [("label out of range", f"p{i}.png") for i in range(3)]
+
+
+def test_labels_out_of_range_are_told_by_the_files_own_numbers(tmp_path: Path) -> None:
+    make_masks(tmp_path, count=1, values=(0, 1, 3, 7))
+    reason = check(tmp_path, num_classes=3)[0].problems[0].reason
+    assert reason.startswith("has label 3, 7, but the 3 classes")
+    reason = check(tmp_path, num_classes=3, label_values={1: 5})[0].problems[0].reason
+    assert reason.startswith("has label 3, 5 (1 in the file), 7, but the 3 classes")
+    reason = check(tmp_path, num_classes=3, label_values={1: 5}, reduce_zero_label=True)[0].problems[0].reason
+    assert reason.startswith("has label 4 (1 in the file), 6 (7 in the file), but the 3 classes")
 
 
 def test_masks_of_colours_are_found(tmp_path: Path) -> None:
@@ -136,6 +146,19 @@ def test_duplicates_of_another_class_say_so(tmp_path: Path) -> None:
     save(tmp_path / "ant/1.png", noise(0))
     save(tmp_path / "bee/2.png", noise(0))
     assert "1.png, there as ant; keep one" in check(tmp_path)[0].problems[0].reason
+
+
+def test_a_picture_that_is_listed_twice_is_told_from_a_copy(tmp_path: Path) -> None:
+    images = [{"id": number, "file_name": "a.jpg", "height": 24, "width": 32} for number in (7, 8)]
+    one = check(make_coco(tmp_path, coco_content([], images=images)))[0].problems[-1]
+    assert (os.path.basename(one.file), one.reason) == ("a.jpg", "is listed twice; keep one entry")
+    picture = save(tmp_path / "p.jpg", noise(0))
+    (tmp_path / "list.csv").write_text("image,label,split\np.jpg,ant,train\n./p.jpg,bee,train\n")
+    one = check(tmp_path / "list.csv")[0].problems[-1]
+    assert (one.file, one.reason) == (str(picture), "is listed twice, first as ant; keep one entry")
+    (tmp_path / "list.csv").write_text("image,split\np.jpg,train\np.jpg,test\n")
+    one = check(tmp_path / "list.csv")[1].problems[-1]
+    assert one.reason == "is listed in the split train too; keep one entry"
 
 
 def test_pictures_of_the_same_bytes_but_another_shape_are_no_duplicates(tmp_path: Path) -> None:

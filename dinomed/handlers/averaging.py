@@ -21,7 +21,7 @@ class WeightAverage:
     norm) are copied. Frozen weights are shared with the network and take no memory.
 
     In the list of handlers it comes before the validation. Of several processes all have the same average; before the
-    validation they also get the same buffers, without which batch norm on CPUs would have others in each process.
+    validation they also get the same buffers, should a layer collect statistics in each process by itself.
 
     Args:
         network: what is trained, perhaps in a distributed wrapper.

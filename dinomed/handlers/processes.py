@@ -49,7 +49,7 @@ def gathered(value: Any) -> list[Any]:
 
 @torch.no_grad()
 def share_buffers(network: nn.Module) -> None:
-    """Give every process the first one's buffers, such as the statistics of batch norm that each collects by itself."""
+    """Give every process the first one's buffers, such as statistics that each collects by itself."""
     if joined():
         for buffer in network.buffers():
             distributed.broadcast(buffer, 0)

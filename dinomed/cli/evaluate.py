@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from dinomed.cli.train import add_arguments, read_settings
+from dinomed.cli.train import add_arguments, lay_processes, read_settings
 
 SEVERAL_PROCESSES = "multi_gpu_evaluate"
 """Config that a bundle's evaluation needs under torchrun."""
@@ -31,13 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     """
     settings = read_settings(arguments.settings)
 
-    from dinomed.bundle.config import config_file, program_configs
+    from dinomed.bundle.config import program_configs
     from dinomed.bundle.locate import find_bundle
     from dinomed.bundle.program import run_program
 
     root = find_bundle(arguments.bundle)
-    overlays = list(arguments.overlays)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        overlays.append(str(config_file(root, SEVERAL_PROCESSES)))
+    overlays = lay_processes(root, arguments.overlays, SEVERAL_PROCESSES)
     run_program(root, program_configs(root, "evaluate"), "evaluating", settings, overlays)
     return 0

@@ -6,6 +6,7 @@ import argparse
 import ast
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dinomed.errors import InputError
@@ -74,25 +75,31 @@ def run(arguments: argparse.Namespace) -> int:
     """
     settings = read_settings(arguments.settings)
 
-    from dinomed.bundle.config import config_file, config_names
     from dinomed.bundle.locate import find_bundle
     from dinomed.bundle.program import run_program
 
     root = find_bundle(arguments.bundle)
-    overlays = list(arguments.overlays)
-    if several_processes():
-        if SEVERAL_PROCESSES not in config_names(root):
-            raise InputError(
-                f"the bundle {root.name} has no configs/{SEVERAL_PROCESSES}.yaml, so that several processes would "
-                "train apart in one folder; start it without torchrun or add that config"
-            )
-        own = config_file(root, SEVERAL_PROCESSES)
-        if not any(os.path.realpath(overlay) == os.path.realpath(own) for overlay in overlays):
-            overlays.insert(0, str(own))  # first, so that another overlay may set its ids, such as sharded
-    run_program(root, ["train"], "training", settings, overlays)
+    run_program(root, ["train"], "training", settings, lay_processes(root, arguments.overlays, SEVERAL_PROCESSES))
     return 0
 
 
-def several_processes() -> bool:
-    """Whether torchrun started this process with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def lay_processes(root: Path, overlays: Sequence[str], name: str) -> list[str]:
+    """Lay the bundle's config for several processes under the user's overlays, where torchrun started us.
+
+    It comes first, so that an overlay may set its ids, such as `sharded`.
+
+    Raises:
+        InputError: If the bundle has no such config.
+    """
+    from dinomed.bundle.config import config_file, config_names
+
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return list(overlays)
+    if name not in config_names(root):
+        raise InputError(
+            f"the bundle {root.name} has no configs/{name}.yaml, so that several processes would work apart in one "
+            "folder; start it without torchrun or add that config"
+        )
+    own = config_file(root, name)
+    named = any(os.path.realpath(overlay) == os.path.realpath(own) for overlay in overlays)
+    return [*([] if named else [str(own)]), *overlays]

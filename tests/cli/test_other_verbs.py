@@ -53,7 +53,7 @@ def test_several_processes_train_with_the_config_for_them(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", NAME]) == 2
-    assert "has no configs/multi_gpu_train.yaml, so that several processes would train apart" in capsys.readouterr().err
+    assert "has no configs/multi_gpu_train.yaml, so that several processes would work apart" in capsys.readouterr().err
     assert not (root / "trained.txt").exists()
     own = root / "configs" / "multi_gpu_train.yaml"
     own.write_text("max_epochs: 3\n")

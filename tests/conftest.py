@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,12 @@ def data_dir() -> Path:
 def repository() -> Path:
     """Root of the repository."""
     return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def _open_log_streams() -> None:
+    """Drop handlers that write to what an earlier test captured: a bundle's logging.conf leaves them behind."""
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in list(getattr(logger, "handlers", [])):
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -42,3 +46,17 @@ def _open_log_streams() -> None:
         for handler in list(getattr(logger, "handlers", [])):
             if getattr(getattr(handler, "stream", None), "closed", False):
                 logger.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _process_wide_settings() -> Iterator[None]:
+    """Give back what running a configuration changes for the whole process."""
+    hook, fill = sys.excepthook, torch.utils.deterministic.fill_uninitialized_memory
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    yield
+    sys.excepthook = hook
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.set_flush_denormal(False)
+    if workspace is None:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

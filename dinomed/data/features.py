@@ -36,6 +36,8 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the w
 # Backbones that were trained on CT, with the mean and the standard deviation in HU.
 # Source: MedDINOv3, https://github.com/ricklisz/MedDINOv3.
 CT_HU = {"meddinov3_vitb16": (65.1084213256836, 178.01663208007812)}
+# Windows in which bleeding in a head CT is read, one a channel: brain, subdural, and the whole range with the skull.
+HEAD_WINDOWS_HU = ((0.0, 80.0), (-20.0, 180.0), (LOW_HU, HIGH_HU))
 
 _PART = 4  # fewest slices that are worth a thread of their own
 
@@ -53,6 +55,8 @@ class FeatureSettings:
         resize: Side in pixels that every slice or picture is resized to; None leaves its size.
         stride: Every how many slices one is taken.
         max_slices: Most slices that are taken, spread over the scan; None for no limit.
+        windows_hu: Lower and upper end in HU of three windows of a CT, one a channel, each scaled to [0, 1]; None
+            shows [-1000, 1000] in every channel.
 
     Raises:
         InputError: If a value makes no sense.
@@ -62,6 +66,7 @@ class FeatureSettings:
     resize: int | None = 224
     stride: int = 1
     max_slices: int | None = None
+    windows_hu: Sequence[Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
@@ -71,6 +76,13 @@ class FeatureSettings:
                 raise InputError(f"{name} must be {least} or more, not {value}")
         if self.stride < 1:
             raise InputError(f"stride must be 1 or more, not {self.stride}")
+        if self.windows_hu is not None:
+            windows = tuple(tuple(float(end) for end in window) for window in self.windows_hu)
+            if len(windows) != 3 or any(len(window) != 2 or not window[0] < window[1] for window in windows):
+                raise InputError(
+                    f"windows_hu must be three windows in HU, each with its lower and upper end, not {self.windows_hu}"
+                )
+            object.__setattr__(self, "windows_hu", windows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +124,10 @@ class FeatureExtractor:
         if batch_size < 1:
             raise InputError(f"the batch size must be 1 or more, not {batch_size}")
         self.settings = settings or FeatureSettings()
+        if backbone.name in CT_HU and self.settings.windows_hu is not None:
+            raise InputError(
+                f"{backbone.name} was trained on CT in HU, so it takes no windows; leave windows_hu at null"
+            )
         self.device = torch.device(device)
         self.dtype = resolve_precision(precision, self.device)
         self.batch_size = batch_size
@@ -126,9 +142,9 @@ class FeatureExtractor:
             "backbone": self.backbone.name,
             "backbone_sha256": self.backbone_sha256,
             "precision": str(self.dtype).removeprefix("torch."),
-            "hu": [LOW_HU, HIGH_HU],
-            "normalisation": list(CT_HU.get(self.backbone.name, (IMAGE_MEAN, IMAGE_STD))),
+            "normalisation": [_plain(part) for part in CT_HU.get(self.backbone.name, (IMAGE_MEAN, IMAGE_STD))],
             **asdict(self.settings),
+            "windows_hu": [list(window) for window in self.settings.windows_hu or [(LOW_HU, HIGH_HU)] * 3],
         }
 
     def extract(self, path: str | os.PathLike[str]) -> Features:
@@ -177,7 +193,11 @@ class FeatureExtractor:
         if self.backbone.name in CT_HU:
             mean, std = CT_HU[self.backbone.name]
             return ((upright.clamp(LOW_HU, HIGH_HU) - mean) / std).expand(-1, 3, -1, -1)
-        return (window_hu(upright, LOW_HU, HIGH_HU) - _channels(IMAGE_MEAN)) / _channels(IMAGE_STD)
+        if self.settings.windows_hu is None:
+            shown = window_hu(upright, LOW_HU, HIGH_HU)
+        else:
+            shown = torch.cat([window_hu(upright, low, high) for low, high in self.settings.windows_hu], dim=1)
+        return (shown - _channels(IMAGE_MEAN)) / _channels(IMAGE_STD)
 
     @torch.inference_mode()
     def embed(self, batch: Tensor) -> Array:
@@ -208,6 +228,11 @@ class FeatureExtractor:
         return torch.cat(pooled, dim=1)
 
 
+def windows_for(backbone: str) -> tuple[tuple[float, float], ...] | None:
+    """Windows for the head CT of a backbone by its name: three in HU; None for one that was trained on CT in HU."""
+    return None if backbone in CT_HU else HEAD_WINDOWS_HU
+
+
 def choose_slices(count: int, stride: int = 1, max_slices: int | None = None) -> list[int]:
     """Choose slices of a scan: every `stride`-th, thinned evenly from end to end to at most `max_slices`.
 
@@ -235,6 +260,10 @@ def state_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain(value: float | Sequence[float]) -> float | list[float]:
+    return value if isinstance(value, float) else list(value)
 
 
 def _channels(values: Sequence[float]) -> Tensor:

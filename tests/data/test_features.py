@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import nibabel
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from PIL import Image
 
 from dinomed.data.features import (
     CT_HU,
+    HEAD_WINDOWS_HU,
     FeatureExtractor,
     FeatureSettings,
     choose_slices,
     pool_slices,
     state_sha256,
+    windows_for,
 )
 from dinomed.errors import InputError, VolumeError
 from dinomed.networks import create_backbone
@@ -65,6 +69,31 @@ def test_an_embedding_is_the_class_token_of_the_windowed_upright_slice(backbone,
     assert found.axis == 2
 
 
+def test_three_windows_are_one_a_channel(backbone, ct):
+    array, affine = ct
+    windows = [[0, 80], [-20, 180], [-1000, 1000]]
+    found = extractor_of(backbone, resize=None, windows_hu=windows).extract_volume(array, affine)
+    upright = np.stack([((np.clip(array[:, :, 2], low, high) - low) / (high - low)).T[::-1] for low, high in windows])
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    image = torch.tensor(((upright - mean[:, None, None]) / std[:, None, None])[None], dtype=torch.float32)
+    with torch.no_grad():
+        wanted = backbone.forward_last(image).class_token[0].numpy()
+    np.testing.assert_allclose(found.slices[2], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_windows_are_part_of_what_is_said_of_the_embeddings(backbone):
+    plain = extractor_of(backbone).describe()
+    assert plain["windows_hu"] == [[-1000.0, 1000.0]] * 3
+    assert extractor_of(backbone, windows_hu=HEAD_WINDOWS_HU).describe()["windows_hu"][0] == [0.0, 80.0]
+    assert json.loads(json.dumps(plain)) == plain  # as a checkpoint and a report keep it
+
+
+@pytest.mark.parametrize("windows", [[[0, 80]], [[0, 80], [80, 0], [0, 1]], [[0, 80], [1], [0, 1]]])
+def test_windows_that_are_none_are_refused(windows):
+    with pytest.raises(InputError, match="windows_hu must be three windows"):
+        FeatureSettings(windows_hu=windows)
+
+
 def test_every_pool_says_what_it_is(backbone, ct):
     cls, patch, both, mean, meanmax = (
         extractor_of(backbone, pool).extract_volume(*ct) for pool in ("cls", "patch", "both", "mean", "meanmax")
@@ -110,6 +139,10 @@ def test_a_backbone_that_was_trained_on_ct_gets_its_own_normalisation(ct):
     assert batch.shape == (1, 3, 24, 20)
     for channel in batch[0]:
         np.testing.assert_allclose(channel.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert windows_for("meddinov3_vitb16") is None
+    assert windows_for("dinov3_vits16") == HEAD_WINDOWS_HU
+    with pytest.raises(InputError, match="takes no windows"):
+        extractor_of(made, windows_hu=HEAD_WINDOWS_HU)
 
 
 @pytest.mark.parametrize("name", ["dinov3_vits16", "meddinov3_vitb16"])

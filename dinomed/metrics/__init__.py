@@ -3,6 +3,7 @@
 In a bundle they are named by their class, as in `_target_: dinomed.metrics.SegmentationScores`.
 """
 
+from dinomed.metrics.classification_scores import MacroAUROC, Top1
 from dinomed.metrics.native_size import labels_at_size
 from dinomed.metrics.overlap import (
     LabelDice,
@@ -20,7 +21,9 @@ from dinomed.metrics.volumes import VolumeScores, volume_scores
 
 __all__ = [
     "LabelDice",
+    "MacroAUROC",
     "SegmentationScores",
+    "Top1",
     "VolumeScores",
     "class_accuracies",
     "confusion_matrix",

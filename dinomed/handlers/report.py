@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,12 +16,13 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from dinomed.errors import InputError, OutputError
+from dinomed.errors import InputError
 from dinomed.handlers import tables
 from dinomed.handlers.processes import rank
 from dinomed.handlers.report_cases import ReportedCase, all_cases, draw_case, ends, ranking
 from dinomed.handlers.report_page import Figure, Page, to_html
 from dinomed.handlers.report_pictures import draw_confusion
+from dinomed.handlers.whole_files import write_file
 from dinomed.metrics.case_scores import IMAGE_KINDS, VOLUME_KINDS, score_image, score_volume
 from dinomed.metrics.native_size import labels_at_size
 from dinomed.metrics.volumes import spacing_of
@@ -217,7 +216,7 @@ class EvaluationReport:
         files["report.html"] = to_html(page)
         for name, content in files.items():
             if content is not None:
-                _write_file(self.folder / name, content)
+                write_file(self.folder / name, content)
         for stale in (*self.folder.glob("worst_*.png"), *self.folder.glob("best_*.png")):
             if stale.name not in files:
                 stale.unlink(missing_ok=True)
@@ -264,21 +263,3 @@ def _figure(entry: ReportedCase) -> Figure:
 
 def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
-
-
-def _write_file(path: Path, content: str | bytes) -> None:
-    """Write through a temporary name.
-
-    Raises:
-        OutputError: If that fails.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); check output_dir") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -111,11 +111,13 @@ def mean_of(statistics: list[Statistic]) -> Statistic:
     return mean
 
 
-def share_of(right: npt.ArrayLike) -> Statistic:
-    """Return the statistic share of cases (N,) that are right, 1 or 0."""
+def share_of(right: npt.ArrayLike, among: npt.ArrayLike | None = None) -> Statistic:
+    """Return the statistic share of cases (N,) that are right (1 or 0), among some of the cases (1 or 0) or all."""
     hits = np.asarray(right, dtype=np.float64)
+    counted = np.ones(len(hits)) if among is None else np.asarray(among, dtype=np.float64)
 
     def share(weights: Floats) -> Floats:
-        return (weights @ hits) / weights.sum(axis=1)
+        totals = weights @ counted
+        return np.divide(weights @ (hits * counted), totals, out=np.full_like(totals, np.nan), where=totals > 0)
 
     return share

@@ -240,11 +240,14 @@ class BestWeights:
     Args:
         path: file of the state dict.
         network: what is evaluated.
+        about: what the weights belong to, plain values such as the names of the classes; the file then holds
+            `{"network": state dict, "about": about}`. None for the state dict alone.
     """
 
-    def __init__(self, path: str | Path, network: nn.Module) -> None:
+    def __init__(self, path: str | Path, network: nn.Module, about: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.network = network
+        self.about = None if about is None else dict(about)
         self.trainer: Engine | None = None
 
     def follow(self, trainer: Engine) -> None:
@@ -274,4 +277,4 @@ class BestWeights:
         state.best_metric, state.best_metric_epoch = score, state.epoch
         weights = network_state(self.network)
         if getattr(engine.state, "rank", 0) == 0:
-            save_atomically(weights, self.path)
+            save_atomically(weights if self.about is None else {"network": weights, "about": self.about}, self.path)

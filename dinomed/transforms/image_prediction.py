@@ -6,10 +6,7 @@ there without the others; each PNG says that dinomed made it.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
@@ -19,19 +16,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from dinomed.errors import OutputError
 from dinomed.transforms.image_picture import draw_overlay, draw_side_by_side
-from dinomed.transforms.image_reading import FORMATS, IMAGE_SUFFIXES, read_image
+from dinomed.transforms.image_reading import IMAGE_SUFFIXES, read_image
 from dinomed.transforms.palette import voc_colours
-from dinomed.transforms.prediction import PARTIAL
-from dinomed.transforms.provenance import file_sha256, software_versions, to_json
+from dinomed.transforms.provenance import software_versions, to_json
 from dinomed.transforms.report import LOW_CONFIDENCE, STAGES, RunInfo, to_text
-from dinomed.transforms.volume_checks import cause_of, shown
+from dinomed.transforms.staged_results import is_own_png, picture_facts, save_png, staged_results
+from dinomed.transforms.volume_checks import shown
+
+__all__ = [
+    "ImagePrediction",
+    "ImageResultPaths",
+    "build_image_report",
+    "is_own_png",
+    "picture_name",
+    "write_image_results",
+    "write_label_png",
+]
 
 SCHEMA = "dinomed-image-segmentation-1"
-SOFTWARE = "dinomed"
 NOTABLE_SHARE = 0.01
 """Part of the picture from which on a doubtful class is worth a warning."""
 
@@ -152,39 +157,18 @@ def write_image_results(
 ) -> ImageResultPaths:
     """Write the four results of a picture; arguments and errors as those of `ImagePrediction.save`."""
     started_s = time.perf_counter()
-    root, paths = Path(folder), ImageResultPaths.of(folder, prediction.case)
-    if paths.existing() and not overwrite:
-        raise OutputError(
-            f"{shown(paths.existing()[0])} exists already; pass overwrite (--overwrite) or choose another output folder"
-        )
+    paths = ImageResultPaths.of(folder, prediction.case)
     pixels = np.rint(read_image(prediction.path).transpose(1, 2, 0) * 255.0).astype(np.uint8)
     if pixels.shape[:2] != prediction.labels.shape:
         raise OutputError(f"{shown(prediction.path)} has changed since it was segmented; segment it again")
-    stage: Path | None = None
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(os.fsencode(prediction.case)).hexdigest()[:12]
-        stage = Path(tempfile.mkdtemp(prefix=f".{digest}_seg.", suffix=PARTIAL, dir=root))
+    with staged_results(astuple(paths), prediction.case, overwrite) as stage:
         write_label_png(prediction.labels, stage / paths.labels.name)
         background = prediction.background_label
-        _save(draw_overlay(pixels, prediction.labels, background), stage / paths.overlay.name)
+        save_png(draw_overlay(pixels, prediction.labels, background), stage / paths.overlay.name)
         beside = draw_side_by_side(pixels, prediction.labels, prediction.table, background)
-        _save(beside, stage / paths.side_by_side.name)
+        save_png(beside, stage / paths.side_by_side.name)
         prediction.timings_s["write"] = time.perf_counter() - started_s
         (stage / paths.report.name).write_text(to_text(build_image_report(prediction, paths)), encoding="utf-8")
-        if found := [path for path in paths.existing() if path.is_dir()]:
-            raise IsADirectoryError(f"{shown(found[0])} is a folder")
-        paths.report.unlink(missing_ok=True)  # the old report must not stand beside the new label map
-        for path in astuple(paths):
-            os.replace(stage / path.name, path)
-    except OSError as error:
-        raise OutputError(
-            f"{shown(root)}: the results of {shown(prediction.case)} cannot be written ({cause_of(error)}); "
-            "check the permissions and the free space, or choose another output folder"
-        ) from error
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
     return paths
 
 
@@ -204,22 +188,7 @@ def write_label_png(labels: NDArray[Any], path: Path) -> None:
         image.putpalette(voc_colours().ravel().tolist())
     else:
         image = Image.fromarray(labels.astype(np.uint16))
-    _save(image, path)
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    info = PngInfo()
-    info.add_text("Software", SOFTWARE)
-    image.save(path, format="PNG", pnginfo=info)
-
-
-def is_own_png(path: Path) -> bool:
-    """Whether a file is a PNG that this module wrote; one that cannot be read is not."""
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            return image.info.get("Software") == SOFTWARE
-    except (OSError, SyntaxError, ValueError):
-        return False
+    save_png(image, path)
 
 
 def build_image_report(prediction: ImagePrediction, paths: ImageResultPaths) -> dict[str, Any]:
@@ -229,7 +198,7 @@ def build_image_report(prediction: ImagePrediction, paths: ImageResultPaths) -> 
     report = {
         "schema": SCHEMA,
         "case": shown(prediction.case),
-        "input": {"name": shown(prediction.path.name), **_file_facts(prediction.path)},
+        "input": {"name": shown(prediction.path.name), **picture_facts(prediction.path)},
         "outputs": {
             "labels": shown(paths.labels.name),
             "overlay": shown(paths.overlay.name),
@@ -249,14 +218,3 @@ def build_image_report(prediction: ImagePrediction, paths: ImageResultPaths) -> 
     }
     clean: dict[str, Any] = to_json(report)
     return clean
-
-
-def _file_facts(path: Path) -> dict[str, Any]:
-    """Say what the file is, and how it must be turned to stand as the label map does; null where it is gone."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            orientation = image.getexif().get(0x0112, 1)
-            kind = str(image.format).lower()
-        return {"format": kind, "exif_orientation": int(orientation), "frame": None, "sha256": file_sha256(path)}
-    except (OSError, SyntaxError, ValueError):
-        return {"format": None, "exif_orientation": None, "frame": None, "sha256": None}

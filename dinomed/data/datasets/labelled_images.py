@@ -1,0 +1,305 @@
+"""Pictures with classes: one class each, several labels each, or a class for each of several tasks.
+
+Folders (`train/CLASS/*.jpg`, `val/CLASS/*.jpg`), CSV and JSON lists are read by `labelled_rows`; here their labels get
+numbers, and parts that a source does not have are held out of its training part.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinomed.data.datasets.class_labels import KINDS, Classes, ClassNames, Found, find_classes, read_labels
+from dinomed.data.datasets.holdout import hold_out
+from dinomed.data.datasets.image_dataset import ImageDataset, Problem
+from dinomed.data.datasets.labelled_rows import LABEL, LabelledRow, read_rows
+from dinomed.errors import InputError
+
+LABELLED_PARTS = ("training", "validation", "test", "all")
+
+logger = logging.getLogger(__name__)
+
+
+class LabelledImages(ImageDataset):
+    """Items as dictionaries: "image" (a path), "label", "name" and "patient" (the name where none is known).
+
+    The label is a class number for "multiclass", a tensor (K,) float32 of 0 and 1 for "multilabel", and a dictionary
+    of class numbers by task for "multitask".
+
+    Args:
+        source: Folder or list, for messages.
+        found: The labels of the rows.
+        kind: One of `KINDS`.
+        classes: Shown name of each class by the name in the source, for each task; a single task is called "label".
+        part: Name of this part.
+        problems: What was met while listing.
+        strict: Whether any problem is an error; otherwise the rows are left out.
+
+    Raises:
+        InputError: If there are problems and `strict`, or nothing is left.
+    """
+
+    layout = "labelled"
+
+    def __init__(
+        self,
+        source: str,
+        found: Sequence[Found],
+        kind: str,
+        classes: Classes,
+        part: str = "",
+        problems: Sequence[Problem] = (),
+        strict: bool = True,
+    ) -> None:
+        numbers = {task: {raw: number for number, raw in enumerate(names)} for task, names in classes.items()}
+        items = [
+            {
+                "image": str(row.image),
+                "label": _target(kind, labels, numbers),
+                "name": row.name,
+                "patient": row.patient or row.name,
+            }
+            for row, labels in found
+        ]
+        only = list(classes[LABEL].values()) if kind != "multitask" else []
+        super().__init__(source, items, "classification", part, only, None, None, problems, strict)
+        self.kind = kind
+        self.classes = classes
+
+    @property
+    def label_names(self) -> list[str] | dict[str, list[str]]:
+        """Shown names of the classes in the order of their numbers; of "multitask" by task."""
+        names = {task: list(shown.values()) for task, shown in self.classes.items()}
+        return names if self.kind == "multitask" else names[LABEL]
+
+    @property
+    def given_classes(self) -> dict[str, Any]:
+        """What to pass as `class_names` so that another part gets the same numbers."""
+        return (
+            {task: dict(names) for task, names in self.classes.items()}
+            if self.kind == "multitask"
+            else dict(self.classes[LABEL])
+        )
+
+    def presence(self) -> Tensor:
+        """Say which classes each item has, for `ClassBalancedSampler`.
+
+        Returns:
+            (items, classes) bool; of several tasks the classes of all, and of labels a last column for items without
+            any, which would otherwise never be drawn.
+        """
+        rows = []
+        for item in self.items:
+            label = item["label"]
+            if self.kind == "multilabel":
+                rows.append(torch.cat([label > 0, ~(label > 0).any()[None]]))
+                continue
+            numbers = label if isinstance(label, dict) else {LABEL: label}
+            rows.append(torch.cat([torch.arange(len(self.classes[task])) == numbers[task] for task in self.classes]))
+        return torch.stack(rows)
+
+    def positive_weights(self) -> list[float]:
+        """Return negatives / max(positives, 1) of each label, for `pos_weight` of a multi-label loss.
+
+        Raises:
+            InputError: If the pictures have a single class each.
+        """
+        if self.kind != "multilabel":
+            raise InputError(f"{self.source} has no labels of 0 and 1 ({self.kind}); leave balanced_loss false")
+        positives = torch.stack([item["label"] for item in self.items]).sum(0)
+        return ((len(self.items) - positives) / positives.clamp(min=1)).tolist()
+
+
+def open_labelled_images(
+    source: str | os.PathLike[str],
+    part: str = "training",
+    kind: str = "multiclass",
+    class_names: ClassNames = None,
+    targets: Sequence[str] | None = None,
+    validation_share: float = 0.2,
+    seed: int = 0,
+    strict: bool = True,
+) -> LabelledImages:
+    """Open a part of a data set of labelled pictures.
+
+    Where the source has no validation part, a share of its training part (or of all, where it has no parts) is held
+    out: the same pictures for the same seed, every class in both parts, a patient's pictures together.
+
+    Args:
+        source: Folder or list.
+        part: One of `LABELLED_PARTS`.
+        kind: "multiclass" (folders, or the column `label`), "multilabel" (columns `label_...` of 0 and 1, or JSON with
+            a list of names as `label`) or "multitask" (a column for each task).
+        class_names: Names of the classes in order, or a mapping from the name in the source to the one that is shown;
+            of "multitask" by task. None takes those of the training part, sorted.
+        targets: Columns of the labels or tasks; None: `label`, all `label_...`, or all that are not `image`, `name`,
+            `split` or `patient`.
+        validation_share: Part of the pictures that is held out.
+        seed: Of the held-out part.
+        strict: Whether rows that cannot be used are an error; otherwise they are left out with a warning.
+
+    Raises:
+        InputError: If the source or a row cannot be used, or classes are missing or unknown.
+    """
+    if kind not in KINDS or part not in LABELLED_PARTS:
+        raise InputError(
+            f"task {kind!r} or part {part!r} is unknown; choose from {', '.join(KINDS)} and {', '.join(LABELLED_PARTS)}"
+        )
+    if isinstance(validation_share, bool) or not (
+        isinstance(validation_share, (int, float)) and 0 < validation_share < 1
+    ):
+        raise InputError(f"validation_share is {validation_share!r}; give a number between 0 and 1, such as 0.2")
+    place = str(source)
+    rows = read_rows(source)
+    read = read_labels(place, rows, kind, targets)
+    problems = list(read.problems)
+    found = _without_repeats(place, read.found, problems)
+    base = [each for each in found if each[0].part in ("", "training")] or found
+    classes = find_classes(place, read, kind, class_names, base)
+    known, unknown = _known(found, classes)
+    members, lost = _members(place, known, part, classes, validation_share, seed)
+    if part == "training":
+        _check_training(place, members, kind, classes)
+    problems += [problem for row, problem in unknown if part in ("all", row.part or part)]
+    missing = [
+        Problem("missing pair", row.where, f"names {row.image}, which is not there; correct the path")
+        for row, _ in members
+        if not row.image.is_file()
+    ]
+    there = [each for each in members if each[0].image.is_file()] if missing else members
+    if not members and not problems:
+        raise InputError(f"{place} has no {part} pictures{lost}")
+    return LabelledImages(place, there, kind, classes, part, [*problems, *missing], strict)
+
+
+def _target(kind: str, labels: Mapping[str, Sequence[str]], numbers: Mapping[str, Mapping[str, int]]) -> Any:
+    if kind == "multiclass":
+        return numbers[LABEL][labels[LABEL][0]]
+    if kind == "multitask":
+        return {task: numbers[task][raw[0]] for task, raw in labels.items()}
+    target = torch.zeros(len(numbers[LABEL]))
+    target[[numbers[LABEL][raw] for raw in labels[LABEL]]] = 1.0
+    return target
+
+
+def _without_repeats(source: str, found: Sequence[Found], problems: list[Problem]) -> list[Found]:
+    """Keep each picture once; note those whose labels or parts contradict each other."""
+    first: dict[str, Found] = {}
+    repeated = 0
+    for row, labels in found:
+        key = os.path.realpath(row.image)
+        if key not in first:
+            first[key] = (row, labels)
+            continue
+        other, others = first[key]
+        if {task: set(raw) for task, raw in labels.items()} != {task: set(raw) for task, raw in others.items()}:
+            said = f"gives {row.image.name} other labels than {other.where}; keep the right one"
+            problems.append(Problem("duplicate image", row.where, said))
+        elif row.part != other.part:
+            said = f"lists {row.image.name} for {row.part or 'no part'}, {other.where} for {other.part or 'no part'}"
+            problems.append(Problem("duplicate image", row.where, f"{said}; keep it in one part"))
+        else:
+            repeated += 1
+    if repeated:
+        logger.warning("%s lists %d pictures more than once; each counts once", source, repeated)
+    return list(first.values())
+
+
+def _known(found: Sequence[Found], classes: Classes) -> tuple[list[Found], list[tuple[LabelledRow, Problem]]]:
+    """Sort out rows with a class that the classes do not have."""
+    known, unknown = [], []
+    for row, labels in found:
+        strange = [(task, raw) for task, names in labels.items() for raw in names if raw not in classes[task]]
+        if not strange:
+            known.append((row, labels))
+            continue
+        task, raw = strange[0]
+        of_task = "" if task == LABEL else f" of {task}"
+        names = list(classes[task])
+        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        what = f"has the class {raw!r}{of_task}, which is none of {shown}; correct it, or class_names (null takes all)"
+        unknown.append((row, Problem("label out of range", row.where, what)))
+    return known, unknown
+
+
+def _members(
+    source: str, found: Sequence[Found], part: str, classes: Classes, share: float, seed: int
+) -> tuple[list[Found], str]:
+    """Choose the rows of a part, holding validation out where the source has none."""
+    given = {row.part for row, _ in found}
+    if part == "all" or (part in given and "validation" in given):
+        return [each for each in found if part in ("all", each[0].part)], ""
+    if part == "test" or "validation" in given:
+        return [each for each in found if each[0].part == part], "; it has " + (
+            ", ".join(sorted(given - {""})) or "no parts"
+        )
+    pool = [each for each in found if each[0].part in ("", "training")]
+    if len(pool) < 2:
+        return (pool if part == "training" else []), "; at least two are needed to hold one out for validation"
+    columns = {(task, raw): k for k, (task, raw) in enumerate((t, r) for t, names in classes.items() for r in names)}
+    presence = np.zeros((len(pool), len(columns)), dtype=bool)
+    for index, (_, labels) in enumerate(pool):
+        for task, names in labels.items():
+            presence[index, [columns[task, raw] for raw in names]] = True
+    groups = [row.patient or os.fspath(row.image) for row, _ in pool]
+    out = hold_out(presence, share, seed, groups)
+    if part == "training":
+        logger.info(
+            "%s has no validation part: %d of %d pictures are held out for it, stratified by class (seed %d)",
+            *(source, int(out.sum()), len(pool), seed),
+        )
+    return [each for each, held in zip(pool, out, strict=True) if held == (part == "validation")], ""
+
+
+def _check_training(source: str, found: Sequence[Found], kind: str, classes: Classes) -> None:
+    """Refuse what nothing can be learnt from.
+
+    Raises:
+        InputError: If a class has no training pictures, or all pictures have the same.
+    """
+    for task, names in classes.items():
+        counts = dict.fromkeys(names, 0)
+        for _, labels in found:
+            for raw in labels[task]:
+                counts[raw] += 1
+        of_task = "" if task == LABEL else f" of {task}"
+        word = "label" if kind == "multilabel" else "class"
+        empty = [f"{raw} ({names[raw]})" if raw != names[raw] else raw for raw, count in counts.items() if not count]
+        if empty:
+            raise InputError(
+                f"{source} has no training picture of the {word} {empty[0]}{of_task}"
+                f"{f' and {len(empty) - 1} others' if len(empty) > 1 else ''}; add some, or set class_names to the "
+                "classes that there are (null takes those of the data)"
+            )
+        always = [raw for raw, count in counts.items() if count == len(found)]
+        if always and (kind == "multilabel" or len(names) < 2):
+            said = f"all {len(found)} training pictures have the {word} {always[0]}{of_task}"
+            raise InputError(f"{source}: {said}, so that nothing can be told apart; add pictures of another {word}")
+
+
+def check_label_names(data: LabelledImages, label_names: Any) -> None:
+    """Refuse a network whose classes are not those of the data.
+
+    Args:
+        data: The data set.
+        label_names: Names of the network's classes in order, of several tasks by task.
+
+    Raises:
+        InputError: If they differ.
+    """
+    wanted = (
+        {task: list(names) for task, names in label_names.items()}
+        if isinstance(label_names, Mapping)
+        else list(label_names)
+    )
+    if data.label_names != wanted:
+        raise InputError(
+            f"{data.source} has the classes {data.label_names}, but the network's are {wanted}; take other weights, or "
+            "set class_names so that the data's names become the network's"
+        )

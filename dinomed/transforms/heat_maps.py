@@ -143,8 +143,10 @@ class HeatMap:
                 f"values of shape {values.shape} for {indices.size} slices of {self.image_size} pixels do not fit; "
                 f"they must be (slices, {cells[0]}, {cells[1]}) with cells of {self.cell_px} pixels"
             )
-        if len(np.unique(indices)) < len(indices) or not np.isfinite(values).all():
-            raise ValueError(f"the {self.kind} map names a slice twice or holds values that are no finite numbers")
+        if not len(values) or len(np.unique(indices)) < len(indices) or not np.isfinite(values).all():
+            raise ValueError(
+                f"the {self.kind} map names no slice, or one twice, or holds values that are no finite numbers"
+            )
         object.__setattr__(self, "slice_indices", indices)
         object.__setattr__(self, "values", values)
 

@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         HeatMap("saliency", None, np.array([0, 1]), values, (48, 48))
     with pytest.raises(ValueError, match=r"they must be \(slices, 2, 3\) with cells of 16 pixels"):
         HeatMap("rollout", None, np.array([0, 1]), values, (32, 48))
-    with pytest.raises(ValueError, match="names a slice twice"):
+    with pytest.raises(ValueError, match="names no slice, or one twice"):
         HeatMap("rollout", None, np.array([1, 1]), values, (48, 48))
     with pytest.raises(ValueError, match="no finite numbers"):
         HeatMap("rollout", None, np.array([0, 1]), values + np.nan, (48, 48))

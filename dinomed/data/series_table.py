@@ -109,12 +109,13 @@ def read_series_table(
     return SeriesTable(place, root, tuple(labels), columns, good, ordered, len(rows))
 
 
-def require_usable(table: SeriesTable, what: str = "trained on") -> None:
+def require_usable(table: SeriesTable, what: str = "trained on", one_class: bool = False) -> None:
     """Refuse a table that nothing can be trained or split on.
 
     Args:
         table: As it was read.
         what: What cannot be done with it.
+        one_class: Whether a table is good enough whose labels have one value only.
 
     Raises:
         InputError: If a column is missing, no row is left, or every label has one value only.
@@ -127,7 +128,7 @@ def require_usable(table: SeriesTable, what: str = "trained on") -> None:
             f"{shown(table.path)}: none of its {table.rows} rows can be used; the first problem is: "
             f"{table.problems[0].sentence()}"
         )
-    if all(len({series.labels[k] for series in table.series}) == 1 for k in range(len(table.labels))):
+    if not one_class and all(len({series.labels[k] for series in table.series}) == 1 for k in range(len(table.labels))):
         raise InputError(
             f"{shown(table.path)}: every label has one value only in the {len(table.series)} rows that can be used, so "
             f"nothing can be {what}; give series with and without a finding"

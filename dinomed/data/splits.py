@@ -87,15 +87,23 @@ def split_table(table: SeriesTable, fractions: Sequence[float] = FRACTIONS, seed
     return Split(replace(table, series=series), groups, shares, seed)
 
 
-def split_of(table: SeriesTable, fractions: Sequence[float] = FRACTIONS, seed: int = 42) -> Split:
+def split_of(
+    table: SeriesTable, fractions: Sequence[float] = FRACTIONS, seed: int = 42, one_class: bool = False
+) -> Split:
     """Take the parts that a table names, or split it where it names none.
+
+    Args:
+        table: What was read.
+        fractions: Sizes of training, validation and test, where it is split.
+        seed: Of the split.
+        one_class: Whether a table with parts is good enough whose labels have one value only.
 
     Raises:
         InputError: As `split_table`, or if a patient, or a study, is in several parts.
     """
     if not table.has_parts:
         return split_table(table, fractions, seed)
-    require_usable(table)
+    require_usable(table, one_class=one_class)
     groups = group_series(table.series)
     parts_of: dict[str, set[str]] = defaultdict(set)
     for each in table.series:

@@ -1,0 +1,151 @@
+"""What the evaluation of a head on embedded CT series needs: its series, and what the report must say of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from dinomed.bundle.head_checkpoint import HeadAbout
+from dinomed.bundle.head_training import items_of
+from dinomed.data.series_checks import Series, content_mark
+from dinomed.data.series_table import PARTS, read_series_table, require_usable
+from dinomed.data.splits import Split, group_series, split_of
+from dinomed.errors import InputError
+from dinomed.transforms.volume_checks import excerpt, shown
+
+logger = logging.getLogger(__name__)
+
+
+class CarryNames:
+    """Put the names of the cases, which an engine leaves in the batch, beside its answers.
+
+    In the list of handlers it comes before those that need the names.
+
+    Args:
+        keys: What is carried where the batch has it.
+    """
+
+    def __init__(self, keys: Sequence[str] = ("case", "study", "patient")) -> None:
+        self.keys = tuple(keys)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator that decollates."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Copy the names of this iteration."""
+        for item, source in zip(engine.state.output, engine.state.batch, strict=True):
+            item.update({key: source[key] for key in self.keys if key in source})
+
+
+class Evaluated:
+    """The series that an evaluation scores, and what its report must say of them.
+
+    Args:
+        table: CSV of series; with a column `part` only those of the part are taken, else all.
+        data_root: What its paths are relative to; None: its own folder.
+        labels: Of the bundle.
+        part: Part to take.
+        head: What the head's file says.
+        allow_seen: Whether series that were trained on may be scored.
+
+    Attributes:
+        items: For an `EmbeddedSeries`.
+        about: What the report says of them.
+
+    Raises:
+        InputError: If nothing can be scored, or series were trained on and that is not allowed.
+    """
+
+    def __init__(
+        self,
+        table: str | Path,
+        data_root: str | Path | None,
+        labels: Sequence[str],
+        part: str,
+        head: HeadAbout,
+        allow_seen: bool = False,
+    ) -> None:
+        found = read_series_table(table, list(labels), data_root)
+        if part not in PARTS:
+            raise InputError(f"part {part!r} is unknown; choose from {', '.join(PARTS)}")
+        require_usable(found, "evaluated", one_class=True)
+        split = (
+            split_of(found, one_class=True) if found.has_parts else Split(found, group_series(found.series), None, None)
+        )
+        series = split.series(part) if found.has_parts else list(found.series)
+        if found.has_parts and part == "train" and not allow_seen:
+            raise InputError(
+                f"the part train of {shown(found.path)} is what heads are trained on, so scores of it say nothing of "
+                "new scans; set part to test, or allow_seen to true if you want them all the same"
+            )
+        self.items = items_of(series, split.groups)
+        self.about: dict[str, Any] = {
+            "table": found.path.name,
+            "part": part if found.has_parts else "all rows",
+            "series": len(series),
+            "rows_left_out": found.rows - len(found.series),
+            "warnings": self._warnings(series, head, found.has_parts, allow_seen),
+        }
+        for warning in self.about["warnings"]:
+            logger.warning("%s", warning)
+
+    @staticmethod
+    def _warnings(series: Sequence[Series], head: HeadAbout, parted: bool, allow_seen: bool) -> list[str]:
+        marks = {each.series_uid: content_mark(each.path) for each in series}
+        trained, chose = (
+            {uid for uid, mark in marks.items() if mark in known}
+            for known in (set(head.seen.get("train", ())), set(head.seen.get("validation", ())))
+        )
+        if trained and not parted and not allow_seen:
+            names = ", ".join(excerpt(name) for name in sorted(trained)[:5]) + (" ..." if len(trained) > 5 else "")
+            raise InputError(
+                f"{len(trained)} of the {len(series)} series were trained on ({names}), "
+                "so scores of them say nothing of new scans; give the split.csv of the training as the table, or set "
+                "allow_seen to true if you want them all the same"
+            )
+        warnings = []
+        if trained:
+            warnings.append(f"{len(trained)} of {len(series)} series were trained on: their scores flatter the head")
+        if chose:
+            warnings.append(
+                f"{len(chose)} of {len(series)} series chose the weights, calibration and thresholds: their scores "
+                "flatter the head"
+            )
+        return warnings
+
+
+def about_evaluation(
+    bundle: str,
+    version: str,
+    evaluated: Evaluated,
+    head: HeadAbout,
+    device: torch.device | str,
+    precision: torch.dtype | str,
+) -> dict[str, Any]:
+    """Say what the report must tell of a run: data, head and machine.
+
+    Args:
+        bundle: Its name.
+        version: Of the bundle.
+        evaluated: The series.
+        head: What its file says.
+        device: That ran it.
+        precision: Of the backbone.
+    """
+    known = head.to_plain()
+    return {
+        "bundle": bundle,
+        "version": version,
+        **evaluated.about,
+        "calibration_from": "validation part of the training (Platt scaling)",
+        **{key: known[key] for key in ("pooling", "calibration", "validation")},
+        "training_seed": head.seed,
+        "device": str(device),
+        "precision": str(precision).removeprefix("torch."),
+    }

@@ -246,7 +246,7 @@ def _draw_heat(classification: Classification, heat: HeatMap, image: npt.NDArray
         resolution += f", window {_square(heat.patch_px, heat.image_size, classification)}"
     text = MapText(
         case=shown(classification.case),
-        title=f"{heat.about.title}: {heat.label or 'of no label'}",
+        title=f"{heat.about.title}: {heat.label or 'belongs to no label'}",
         about=f"{_scan_words(classification, label)}, {resolution}",
         unit=heat.unit or heat.about.unit,
         left_out=len(heat.values) - len(slices),

@@ -33,6 +33,7 @@ ONE_SIDED = colormaps["inferno"]
 TWO_SIDED = LinearSegmentedColormap.from_list("falls", ["#B8E3FF", "#0072B2", "black", "#D55E00", "#FFDF9E"])
 """From blue over black at 0 to orange, which colour-blind readers tell apart (Okabe and Ito's)."""
 LINE_INCHES = 0.152
+VIEW = "Brain window, 0 to 80 HU. The patient's right is on the left."
 
 SMALL: dict[str, Any] = {"color": "#C8C8C8", "fontsize": 9}
 INK, DIM = "white", "#808080"
@@ -135,6 +136,7 @@ def draw_map(
     said: dict[str, Any] = SMALL | {"fontsize": 8, "va": "top", "linespacing": 1.25}
     figure.text(0.02, (bottom - 0.12) / total_h, "\n".join(lines), **said)
     figure.text(0.02, 0.14 / total_h, NOTICE, color=INK, fontsize=9, fontweight="bold")
+    figure.text(0.98, 0.14 / total_h, VIEW, ha="right", **SMALL | {"fontsize": 8})
     save_picture(figure, path)
 
 

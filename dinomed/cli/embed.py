@@ -32,7 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--output", default=DEFAULT_OUTPUT, metavar="DIR", help=f"default: {DEFAULT_OUTPUT}")
     parser.add_argument("--backbone", default="dinov3_vits16", metavar="NAME", help="default: dinov3_vits16")
     parser.add_argument("--weights", required=True, metavar="FILE", help='its weights: a file, a folder or "timm"')
-    parser.add_argument("--pool", default="cls", help="cls (default), patch, both, mean or meanmax")
+    parser.add_argument("--pool", default="cls", help="cls (default), patch, both, all, mean or meanmax")
     parser.add_argument("--resize", type=int, default=224, metavar="N", help="side in pixels (default: 224); 0: none")
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="every how many slices one is taken")
     parser.add_argument("--max-slices", type=int, metavar="N", help="most slices, spread over the scan")

@@ -23,14 +23,15 @@ from dinomed.errors import InputError, VolumeError
 from dinomed.inferers.planes import slices_along
 from dinomed.inferers.precision import resolve_precision
 from dinomed.inferers.workers import Workers
-from dinomed.networks.backbones import TimmBackbone, ViTBackbone
+from dinomed.networks.backbones import LayerTokens, TimmBackbone, ViTBackbone
+from dinomed.networks.classifier import FEATURES, join_features
 from dinomed.networks.packed_vit import PackedViT, can_pack
 from dinomed.transforms.geometry import plan_network_grid
 from dinomed.transforms.image_reading import IMAGE_SUFFIXES, read_image
 from dinomed.transforms.intensity import window_hu
 from dinomed.transforms.volume_reading import read_volume
 
-POOLS = ("cls", "patch", "both", "mean", "meanmax")
+POOLS = (*FEATURES, "mean", "meanmax")
 LOW_HU, HIGH_HU = -1000.0, 1000.0
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the windowed slice too, in [0, 1]
 # Backbones that were trained on CT, with the mean and the standard deviation in HU.
@@ -50,7 +51,7 @@ class FeatureSettings:
 
     Attributes:
         pool: What a slice's embedding is: "cls" the class token, "patch" the mean of the patch tokens, "both" the two
-            joined; a scan's is the mean of its slices. "mean" and "meanmax" take the class token, and the mean, or the
+            joined, "all" these and the maximum of the patch tokens; a scan's is the mean of its slices. "mean" and "meanmax" take the class token, and the mean, or the
             mean and the maximum joined, over the slices.
         resize: Side in pixels that every slice or picture is resized to; None leaves its size.
         stride: Every how many slices one is taken.
@@ -220,12 +221,8 @@ class FeatureExtractor:
     @torch.inference_mode()
     def _pooled(self, batch: Tensor) -> Tensor:
         tokens = (self._packed or self.backbone).forward_last(batch)
-        pooled = []
-        if self.settings.pool != "patch":
-            pooled.append(tokens.class_token.float())
-        if self.settings.pool in ("patch", "both"):
-            pooled.append(tokens.patch_map.float().mean((-2, -1)))
-        return torch.cat(pooled, dim=1)
+        tokens = LayerTokens(tokens.patch_map.float(), tokens.class_token.float(), tokens.storage_tokens)
+        return join_features(tokens, self.settings.pool if self.settings.pool in FEATURES else "cls")
 
 
 def windows_for(backbone: str) -> tuple[tuple[float, float], ...] | None:

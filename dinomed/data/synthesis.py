@@ -68,7 +68,7 @@ def _sample_classes(classes: Tensor, p: ScanParameters, box: Box, spacing_mm: Se
     """Deform a label map onto the box with nearest-neighbour look-up; unknown space is class 0."""
     device = classes.device
     axes = [box.positions_mm(axis, device) for axis in range(3)]
-    moved = _interpolate_knots(p.elastic_mm.to(device), axes)
+    moved = interpolate_knots(p.elastic_mm.to(device), axes)
     affine = p.affine.to(device)
     flat = torch.zeros(box.shape, dtype=torch.long, device=device)
     inside = torch.ones(box.shape, dtype=torch.bool, device=device)
@@ -102,7 +102,7 @@ def _draw_image(classes: Tensor, p: ScanParameters, box: Box) -> Tensor:
     image = torch.randn(box.shape, generator=noise, device=device)
     image.mul_(stds[index]).add_(means[index]).clamp_(min=0)
     axes = [box.positions_mm(axis, device) for axis in range(3)]
-    image *= torch.exp(_interpolate_knots(p.log_bias.to(device)[None], axes)[0])
+    image *= torch.exp(interpolate_knots(p.log_bias.to(device)[None], axes)[0])
     expand: list[Tensor] = []
     for axis in range(3):
         acquired = float(p.spacing_mm[axis]) / box.step_mm
@@ -120,7 +120,7 @@ def _draw_image(classes: Tensor, p: ScanParameters, box: Box) -> Tensor:
     return image.contiguous()
 
 
-def _interpolate_knots(knots: Tensor, axes: Sequence[Tensor]) -> Tensor:
+def interpolate_knots(knots: Tensor, axes: Sequence[Tensor]) -> Tensor:
     """Interpolate (C, K, K, K) values, whose knots span the field of 256 mm, linearly at the grid of `axes`."""
     result = knots
     for axis, positions in enumerate(axes):

@@ -49,10 +49,12 @@ class AutocastInferer(SimpleInferer):
             raise ValueError(f"precision {precision!r} is unknown; choose from {', '.join(TRAINING_PRECISIONS)}")
         self.precision = precision
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Return float32 logits for inputs (B, C, H, W)."""
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return float32 logits for inputs (B, C, H, W): a tensor, or a dictionary of them as the network gives it."""
         half = self.precision == "float16"
         dtype = torch.float16 if half else resolve_precision(self.precision, inputs.device)
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits: Tensor = network(inputs, *args, **kwargs)
+            logits = network(inputs, *args, **kwargs)
+        if isinstance(logits, dict):
+            return {name: each.float() for name, each in logits.items()}
         return logits.float()

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dinomed.networks.backbones import TimmBackbone
+from dinomed.networks.backbones import LayerTokens, TimmBackbone
 
-FEATURES = ("cls", "patch", "both")
+FEATURES = ("cls", "patch", "both", "all")
 
 
 class ClassificationHead(nn.Sequential):
@@ -90,7 +90,8 @@ class Classifier(nn.Module):
         backbone: Class and patch tokens come from its last layer; its freezing is its own affair.
         head: Maps vectors of `features_width(backbone, features)` numbers to logits; or several heads by name, for
             several tasks at once.
-        features: "cls" the class token, "patch" the mean of the patch tokens, "both" the two joined.
+        features: "cls" the class token, "patch" the mean of the patch tokens, "both" the two joined, "all" these and
+            the maximum of the patch tokens, which keeps what is seen in a small place only.
 
     Raises:
         ValueError: If the features are unknown or a head takes vectors of another length.
@@ -123,13 +124,19 @@ class Classifier(nn.Module):
 
     def embed(self, image: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to the vectors that the head sees, (B, C)."""
-        tokens = self.backbone.forward_last(image)
-        parts = []
-        if self.features != "patch":
-            parts.append(tokens.class_token)
-        if self.features != "cls":
-            parts.append(tokens.patch_map.mean((-2, -1)))
-        return torch.cat(parts, dim=1)
+        return join_features(self.backbone.forward_last(image), self.features)
+
+
+def join_features(tokens: LayerTokens, features: str) -> Tensor:
+    """Make the vectors of images, (B, C), out of a layer's tokens; `features` is one of `FEATURES`."""
+    parts = []
+    if features != "patch":
+        parts.append(tokens.class_token)
+    if features != "cls":
+        parts.append(tokens.patch_map.mean((-2, -1)))
+    if features == "all":
+        parts.append(tokens.patch_map.amax((-2, -1)))
+    return torch.cat(parts, dim=1)
 
 
 def features_width(backbone: TimmBackbone, features: str) -> int:
@@ -141,4 +148,4 @@ def features_width(backbone: TimmBackbone, features: str) -> int:
     if features not in FEATURES:
         raise ValueError(f"features {features!r} are unknown; choose from {', '.join(FEATURES)}")
     width: int = backbone.model.num_features
-    return 2 * width if features == "both" else width
+    return {"both": 2, "all": 3}.get(features, 1) * width

@@ -95,12 +95,14 @@ def test_windows_that_are_none_are_refused(windows):
 
 
 def test_every_pool_says_what_it_is(backbone, ct):
-    cls, patch, both, mean, meanmax = (
-        extractor_of(backbone, pool).extract_volume(*ct) for pool in ("cls", "patch", "both", "mean", "meanmax")
-    )
+    pools = ("cls", "patch", "both", "all", "mean", "meanmax")
+    cls, patch, both, every, mean, meanmax = (extractor_of(backbone, pool).extract_volume(*ct) for pool in pools)
     assert cls.slices.shape == patch.slices.shape == (6, 32)
     np.testing.assert_array_equal(both.slices, np.concatenate([cls.slices, patch.slices], axis=1))
     np.testing.assert_allclose(both.volume, both.slices.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(every.slices[:, :64], both.slices)
+    assert every.slices.shape == (6, 96)
+    assert (every.slices[:, 64:] >= patch.slices).all()  # the maximum of the patch tokens
     np.testing.assert_array_equal(mean.slices, cls.slices)
     np.testing.assert_array_equal(meanmax.volume[:32], mean.volume)
     np.testing.assert_array_equal(meanmax.volume[32:], cls.slices.max(0))

@@ -20,7 +20,7 @@ def make_backbone(kind="vit", frozen=True):
 
 
 @pytest.mark.parametrize("kind", ["vit", "convnext"])
-@pytest.mark.parametrize(("features", "width"), [("cls", 32), ("patch", 32), ("both", 64)])
+@pytest.mark.parametrize(("features", "width"), [("cls", 32), ("patch", 32), ("both", 64), ("all", 96)])
 def test_a_classifier_gives_the_heads_logits_of_the_chosen_tokens(kind, features, width):
     backbone = make_backbone(kind)
     assert features_width(backbone, features) == width
@@ -29,6 +29,7 @@ def test_a_classifier_gives_the_heads_logits_of_the_chosen_tokens(kind, features
     tokens = backbone.forward_last(image)
     parts = {"cls": [tokens.class_token], "patch": [tokens.patch_map.flatten(2).mean(-1)]}
     parts["both"] = parts["cls"] + parts["patch"]
+    parts["all"] = [*parts["both"], tokens.patch_map.amax((-2, -1))]
     wanted = classifier.head(torch.cat(parts[features], dim=1))
     assert wanted.shape == (2, 5)
     torch.testing.assert_close(classifier(image), wanted)

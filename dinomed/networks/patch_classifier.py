@@ -1,0 +1,34 @@
+"""A classifier that answers for the whole image and for each of its patches, to teach a backbone where things are."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dinomed.networks.backbones import TimmBackbone
+from dinomed.networks.classifier import features_width, join_features
+
+
+class PatchClassifier(nn.Module):
+    """Logits of images and of their patches.
+
+    Args:
+        backbone: Class and patch tokens come from its last layer; its freezing is its own affair.
+        num_classes: Number K of logits.
+        features: What the image's logits are made of: one of `dinomed.networks.classifier.FEATURES`.
+
+    Raises:
+        ValueError: If the features are unknown.
+    """
+
+    def __init__(self, backbone: TimmBackbone, num_classes: int, features: str = "both") -> None:
+        super().__init__()
+        self.features = features
+        self.head = nn.Linear(features_width(backbone, features), num_classes)
+        self.patch_head = nn.Conv2d(backbone.model.num_features, num_classes, 1)
+        self.backbone = backbone
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Map images (B, 3, H, W) to "image" logits (B, K) and "patches" logits (B, K, h, w)."""
+        tokens = self.backbone.forward_last(image)
+        logits = self.head(join_features(tokens, self.features))
+        return {"image": logits, "patches": self.patch_head(tokens.patch_map)}

@@ -120,7 +120,7 @@ class ToProbabilitiesd(MapTransform):
 
 
 class NameCased(MapTransform):
-    """Add the entries "case" and "patient", by which a report knows its rows, from "name" and "patient" of the item.
+    """Add the entries "case" and "patient", by which a report knows its rows, from "name" and "subject" of the item.
 
     MONAI's evaluators keep of an item only what a postprocessing transform adds.
     """
@@ -130,8 +130,7 @@ class NameCased(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Copy of `data` with both."""
-        name = str(data["name"])
-        return {**data, "case": name, "patient": str(data.get("patient") or name)}
+        return {**data, "case": str(data["name"]), "patient": str(data.get("subject") or "")}
 
 
 class SaveImageClassificationd(MapTransform):

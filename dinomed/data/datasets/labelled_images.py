@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class LabelledImages(ImageDataset):
-    """Items as dictionaries: "image" (a path), "label", "name" and "patient" (the name where none is known).
+    """Items as dictionaries: "image" (a path), "label", "name" and "subject", the patient or empty.
 
     The label is a class number for "multiclass", a tensor (K,) float32 of 0 and 1 for "multilabel", and a dictionary
     of class numbers by task for "multitask".
@@ -63,7 +63,7 @@ class LabelledImages(ImageDataset):
                 "image": str(row.image),
                 "label": _target(kind, labels, numbers),
                 "name": row.name,
-                "patient": row.patient or row.name,
+                "subject": row.patient,
             }
             for row, labels in found
         ]
@@ -159,6 +159,8 @@ def open_labelled_images(
     rows = read_rows(source)
     read = read_labels(place, rows, kind, targets)
     problems = list(read.problems)
+    if not read.found:
+        raise InputError(f"{problems[0].file} {problems[0].reason}; no row of {place} has a label that can be used")
     found = _without_repeats(place, read.found, problems)
     base = [each for each in found if each[0].part in ("", "training")] or found
     classes = find_classes(place, read, kind, class_names, base)

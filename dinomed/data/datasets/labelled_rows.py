@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinomed.data.datasets.image_files import is_image_name, item_name, list_images
+from dinomed.data.datasets.image_files import is_image_name, list_images
 from dinomed.data.datasets.item_list import DELIMITERS, read_json
 from dinomed.errors import InputError
 
@@ -34,7 +34,7 @@ class LabelledRow:
         where: The folder, or the list with line or number, for messages.
         image: The file, which may be absent.
         cells: What stands beside it, by column.
-        name: Name of the item.
+        name: Name of the item, by default the file's path as the source has it.
         part: "training", "validation", "test", or empty where the source does not say.
         patient: Pictures of one patient stay together; empty where unknown.
     """
@@ -76,7 +76,7 @@ def _folder_rows(root: Path) -> list[LabelledRow]:
                 raise InputError(f"{stray} lies in no class's folder; move it into one, or remove it")
         for name in _folders(place):
             rows += [
-                LabelledRow(str(place / name), path, {LABEL: name}, item_name(path, root), part)
+                LabelledRow(str(place / name), path, {LABEL: name}, path.relative_to(root).as_posix(), part)
                 for path in list_images(place / name)
             ]
     return rows
@@ -159,13 +159,11 @@ def _row(path: Path, where: str, cells: Mapping[str, Any], split: str) -> Labell
     if given and given.lower() not in PARTS:
         raise InputError(f"{where} has the split {given!r}; write one of {', '.join(sorted(PARTS))}")
     place = Path(image.strip())
-    outside = place.is_absolute() or ".." in place.parts
-    own = place.stem if outside else place.with_suffix("").as_posix()
     return LabelledRow(
         where=where,
         image=path.parent / place,
         cells={key: value for key, value in cells.items() if key not in OWN_COLUMNS},
-        name=str(cells.get("name") or own),
+        name=str(cells.get("name") or place.as_posix()),
         part=PARTS[given.lower()] if given else "",
         patient=str(cells.get("patient") or ""),
     )

@@ -69,8 +69,12 @@ class TaskReports:
         if "" in self.reports:
             self.reports[""].attach(engine)
             return
-        engine.add_event_handler(Events.STARTED, lambda _: [each.entries.clear() for each in self.reports.values()])
+        engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add_batch)
+
+    def _begin(self) -> None:
+        for report in self.reports.values():
+            report.entries.clear()
 
     def add_batch(self, engine: Engine) -> None:
         """Collect the cases of a batch.

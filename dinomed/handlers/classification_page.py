@@ -18,12 +18,12 @@ from dinomed.transforms.report import NOTICE
 MOST_ERRORS = 30
 """Errors that the page lists of each label and kind; cases.csv has all."""
 
-FIRST = ("bundle", "version", "weights_file", "weights_sha256", "data", "part")
+FIRST = ("bundle", "version", "weights_file", "weights_sha256", "calibration_from", "data", "table", "part")
 """What a reader wants to know first; the rest stands at the end."""
 
 PLAIN_WORDS = (
     "This page tells how often a computer program and the labels in the data agree. It is no medical device, it does "
-    "not show that the program is safe or of use for patients, and scans from elsewhere can give other numbers."
+    "not show that the program is safe or of use for patients, and cases from elsewhere can give other numbers."
 )
 
 
@@ -38,7 +38,8 @@ class ClassificationPage:
         found: Scores, as `dinomed.metrics.classification_summary` gives them.
         label_names: K names.
         threshold_source: Where thresholds come from.
-        thresholds_chosen_here: Whether they were chosen on these cases.
+        thresholds_chosen_elsewhere: Whether it is known that they were not chosen on these cases.
+        unit: What intervals draw: "patient", "study" or "case".
         repeats: Draws of patients for an interval.
         case_word: What cases are, in the plural.
         cases: N cases.
@@ -52,7 +53,8 @@ class ClassificationPage:
     found: Mapping[str, Any]
     label_names: Sequence[str]
     threshold_source: str
-    thresholds_chosen_here: bool
+    thresholds_chosen_elsewhere: bool
+    unit: str
     repeats: int
     case_word: str
     cases: Sequence[ClassifiedCase]
@@ -106,8 +108,9 @@ def counted(page: ClassificationPage) -> dict[str, Any]:
 
 def intervals_note(page: ClassificationPage) -> str:
     """Say how intervals were made, as HTML."""
+    drawn = escape({"patient": "patients", "study": "studies"}.get(page.unit, page.case_word))
     return (
-        f"<p>Intervals are 95 % bootstrap intervals: patients were drawn anew {page.repeats} times, as many as there "
+        f"<p>Intervals are 95 % bootstrap intervals: {drawn} were drawn anew {page.repeats} times, as many as there "
         "are and each with all cases; the limits are the 2.5th and the 97.5th percentile of what the draws gave.</p>"
     )
 

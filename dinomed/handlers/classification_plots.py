@@ -77,7 +77,9 @@ def draw_precision_recall(panels: Sequence[Panel]) -> bytes | None:
         assert curve is not None
         prevalence = float(np.mean(panel.labels))
         axes.plot([0, 1], [prevalence] * 2, **_CHANCE)
-        axes.plot(curve.recall[1:], curve.precision[1:], drawstyle="steps-pre", **_CURVE)
+        # The conventional first point would draw a line up to 1 that no case stands for.
+        precision = np.concatenate([curve.precision[1:2], curve.precision[1:]])
+        axes.plot(curve.recall, precision, drawstyle="steps-pre", **_CURVE)
         row = panel.row
         if row.get("threshold") is not None and row.get("positive_predictive_value") is not None:
             axes.plot([row["sensitivity"]], [row["positive_predictive_value"]], **_POINT)

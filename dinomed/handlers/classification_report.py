@@ -48,7 +48,8 @@ class ClassificationReport:
     Args:
         folder: Where the files go.
         label_names: K different names, in order.
-        about: What the report says of the run: "bundle", "version", "data", "part" (of the split), and any more.
+        about: What the report says of the run: "bundle", "version", "data", "part" (of the split) and any more; a list
+            "warnings" goes with the report's own, above all numbers.
         kind: "multilabel" (any number of labels a case) or "multiclass" (exactly one).
         thresholds: Of probabilities, for "multilabel": one for all, one for each label in order, or by name; None where
             a label has none, and then it gets no decision.
@@ -151,13 +152,14 @@ class ClassificationReport:
             found = multilabel_summary(probs, labels, self.label_names, self.thresholds, draws)
         else:
             found = multiclass_summary(probs, labels, self.label_names, draws)
-        chosen_here = self._chose_thresholds_here()
-        if chosen_here:
-            warnings.append(
-                "The thresholds were chosen on these very cases, so that sensitivity and specificity look better than "
-                "they are; calibration, where there is one, was fitted to them too."
+        part = str(self.about.get("part") or "").lower()
+        told = [str(text) for text in self.about.get("warnings") or ()]
+        if part.startswith("val") and any(threshold is not None for threshold in self.thresholds):
+            told.append(
+                "These are cases of the validation part, on which thresholds and calibration are chosen: sensitivity, "
+                "specificity and calibration look better than they are."
             )
-        found["warnings"] = warnings + found["warnings"]
+        found["warnings"] = told + warnings + found["warnings"]
         about = self._about(draws, unit)
         content = {"schema": SCHEMA, "notice": NOTICE, "kind": self.kind, "about": about, "counts": counts, **found}
         rows = self._rows(cases)
@@ -168,7 +170,8 @@ class ClassificationReport:
             found=found,
             label_names=self.label_names,
             threshold_source=self.threshold_source,
-            thresholds_chosen_here=chosen_here,
+            thresholds_chosen_elsewhere=part == "test" and not told,
+            unit=unit,
             repeats=self.bootstrap_repeats,
             case_word=self.case_word,
             cases=cases,
@@ -183,11 +186,6 @@ class ClassificationReport:
         logger.info(
             "%s of %d cases: %s; see %s", score, len(cases), found["summary"][score], self.folder / "report.html"
         )
-
-    def _chose_thresholds_here(self) -> bool:
-        part = str(self.about.get("part") or "").lower()
-        known = any(threshold is not None for threshold in self.thresholds)
-        return known and part.startswith("val") and "validation" in self.threshold_source.lower()
 
     def _rows(self, cases: Sequence[ClassifiedCase]) -> list[dict[str, Any]]:
         """A row a case: label, probability and decision of each label, or the right and the predicted class."""
@@ -208,7 +206,7 @@ class ClassificationReport:
         return rows
 
     def _about(self, draws: Draws, unit: str) -> dict[str, Any]:
-        about: dict[str, Any] = to_json(self.about)
+        about: dict[str, Any] = to_json({key: value for key, value in self.about.items() if key != "warnings"})
         if self.weights_path is not None:
             about["weights_file"] = self.weights_path.name
             about["weights_sha256"] = file_sha256(self.weights_path) if self.weights_path.is_file() else None

@@ -94,12 +94,13 @@ def _decisions(page: ClassificationPage, rows: Sequence[Mapping[str, Any]]) -> s
     missing = [row["label"] for row in rows if row["threshold"] is None]
     parts = []
     if decided:
-        told = "" if page.thresholds_chosen_here else "; the cases of this page had no say in them"
+        told = "; the cases of this page had no say in them" if page.thresholds_chosen_elsewhere else ""
         parts.append(
             "<p>A case is called positive where its probability is at or above the threshold. Thresholds come from "
             f"{escape(page.threshold_source)}{told}. Intervals are Wilson's, 95 %.</p>"
         )
         parts.append(table([_decision_row(row) for row in decided]))
+        parts.append("<h3>How far a decision can be trusted</h3>")
         parts.append(table([_predictive_row(row) for row in decided]))
     if missing:
         names = escape(", ".join(missing))

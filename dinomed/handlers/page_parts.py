@@ -20,7 +20,7 @@ h1 { font-size: 1.6em; margin: 0 0 .2em; } h2 { font-size: 1.2em; margin: 2em 0 
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88em; }
 th, td { padding: .25em .5em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-th { background: #f2f4f7; } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { background: #f2f4f7; } .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.text { overflow-wrap: anywhere; min-width: 11em; max-width: 46em; }
 td.bar { background-repeat: no-repeat; background-image: linear-gradient(#bcd9ee, #bcd9ee); }
 img { max-width: 100%; height: auto; } figure { margin: 1em 0; } figcaption { font-weight: 600; margin-bottom: .3em; }
@@ -70,14 +70,19 @@ def table(rows: Sequence[Row], heading: Callable[[str], str] = str, barred: Sequ
     """
     if not rows:
         return "<p>None.</p>"
-    head = "".join(f"<th>{escape(heading(key))}</th>" for key in rows[0])
+    kinds = {key: "text" if _is_text(value) else "number" for key, value in rows[0].items()}
+    head = "".join(f'<th class="{kind}">{escape(heading(key))}</th>' for key, kind in kinds.items())
     lines = ["".join(_cell(value, key in barred) for key, value in row.items()) for row in rows]
     cells = "".join(f"<tr>{line}</tr>\n" for line in lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{cells}</tbody></table></div>'
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(value, Aligned)
+
+
 def _cell(value: Any, barred: bool = False) -> str:
-    if isinstance(value, str) and not isinstance(value, Aligned):
+    if _is_text(value):
         return f'<td class="text">{escape(value)}</td>'
     if barred and isinstance(value, float):
         width = f"{100 * min(max(value, 0.0), 1.0):.0f}%"

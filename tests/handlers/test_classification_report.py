@@ -232,9 +232,14 @@ def test_without_thresholds_there_are_no_decisions(tmp_path: Path) -> None:
 def test_thresholds_that_were_chosen_on_these_cases_are_warned_of(tmp_path: Path) -> None:
     report_on(tmp_path, range(12), about={"part": "validation"}, case_word="series")
     text = Reader(tmp_path).text
-    assert "The thresholds were chosen on these very cases" in text
+    assert "These are cases of the validation part, on which thresholds and calibration are chosen" in text
     assert "had no say" not in text
     assert "12series" in text
+    report_on(tmp_path, range(12), about={"part": "test", "warnings": ["3 of 12 <were> trained on"]})
+    text = Reader(tmp_path).text
+    assert text.index("3 of 12 <were> trained on") < text.index("AUROC (95 % CI)")
+    assert "had no say" not in text
+    assert metrics_of(tmp_path)["warnings"][0] == "3 of 12 <were> trained on"
 
 
 def test_one_case_and_one_class_make_a_report(tmp_path: Path) -> None:

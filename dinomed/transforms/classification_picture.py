@@ -117,7 +117,8 @@ def _draw_probabilities(axes: Axes, classification: Classification, rows: Sequen
     calibrated = any(classification.calibrated[place] is not None for place in rows)
     decided = any(classification.thresholds[place] is not None for place in rows)
     key = "probability, calibrated (diamond: as the model gave it)" if calibrated else "probability, not calibrated"
-    _dress(axes, f"{key}; {'line: threshold' if decided else 'no threshold'}", "Whole scan")
+    key += "; line: threshold,\npale bar: below it or without one" if decided else "; no thresholds"
+    _dress(axes, key, "Whole scan")
 
 
 def _draw_along(axes: Axes, classification: Classification, rows: Sequence[int]) -> None:

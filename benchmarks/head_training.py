@@ -2,9 +2,9 @@
 
 Both train the same head (gated attention, 256 hidden features, AdamW, batches of 64 series) on the same synthetic
 head-like CTs. From images every series is read and embedded again in every epoch, as where a backbone stands in the
-training loop. From the cache it was embedded once: an epoch takes its bags from memory; the time to fill the memory from
-the cache on disk, once in a run, stands beside it. Weights of the backbone are random, of the named size: they take the
-same time. Medians over rounds; wanted is a ratio of at least 50.
+training loop. From the cache it was embedded once: an epoch takes its bags from memory; the time to fill the memory
+from the cache on disk, once in a run, stands beside it. Weights of the backbone are random, of the named size: they
+take the same time. Medians over rounds; wanted is a ratio of at least 50.
 
     python benchmarks/head_training.py --backbones dinov3_vit_tiny16 --threads 1 --rounds 3
 """

@@ -71,7 +71,7 @@ class Evaluated:
         head: HeadAbout,
         allow_seen: bool = False,
     ) -> None:
-        found = read_series_table(table, list(labels), data_root)
+        found = read_series_table(table, labels, data_root)
         if part not in PARTS:
             raise InputError(f"part {part!r} is unknown; choose from {', '.join(PARTS)}")
         require_usable(found, "evaluated", one_class=True)

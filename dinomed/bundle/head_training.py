@@ -54,7 +54,7 @@ def open_split(
         InputError: If the table cannot be used.
         OutputError: If the files cannot be written.
     """
-    found = read_series_table(table, list(labels), data_root)
+    found = read_series_table(table, labels, data_root)
     split = split_of(found, fractions, seed)
     for part in ("train", "validation"):
         split.series(part)

@@ -84,6 +84,8 @@ def read_series_table(
     place = Path(path).expanduser()
     if check not in CHECKS:
         raise InputError(f"check {check!r} is unknown; choose from {', '.join(CHECKS)}")
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(name, str) and name for name in labels):
+        raise InputError(f"labels must be a list of names, not {labels!r}")
     if not labels or len(set(labels)) != len(labels):
         raise InputError(f"labels must be names, each once, not {', '.join(labels) or 'none'}")
     columns, rows = _rows_of(place)

@@ -109,9 +109,10 @@ def counted(page: ClassificationPage) -> dict[str, Any]:
 def intervals_note(page: ClassificationPage) -> str:
     """Say how intervals were made, as HTML."""
     drawn = escape({"patient": "patients", "study": "studies"}.get(page.unit, page.case_word))
+    whole = "" if page.unit == "case" else ", each with all cases"
     return (
         f"<p>Intervals are 95 % bootstrap intervals: {drawn} were drawn anew {page.repeats} times, as many as there "
-        "are and each with all cases; the limits are the 2.5th and the 97.5th percentile of what the draws gave.</p>"
+        f"are{whole}; the limits are the 2.5th and the 97.5th percentile of what the draws gave.</p>"
     )
 
 

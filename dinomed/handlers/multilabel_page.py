@@ -59,12 +59,18 @@ def multilabel_html(page: ClassificationPage) -> str:
     shown = counted(page) | {"labels": len(rows)} | numbers
     ranked = whole["macro_auroc_labels"]
     mean = f"Mean AUROC over {len(ranked)} of {len(rows)} labels: {with_interval(whole, 'macro_auroc')}."
+    missing = [row["label"] for row in rows if row["auroc"] is None]
+    names = escape(", ".join(missing))
+    without = f'<p class="dim">Without a curve, for reasons that are below: {names}.</p>' if missing else ""
     body = [
         *head(page, shown, mean, {"positive": "; ".join(_prevalence(row) for row in rows)}),
         section("How well labels are recognised", intervals_note(page) + table([_ranking_row(row) for row in rows])),
         section("Decisions", _decisions(page, rows)),
-        section("ROC curves", plot(draw_roc(panels), "ROC curve of each label", len(panels))),
-        section("Precision and recall", plot(draw_precision_recall(panels), "precision-recall curves", len(panels))),
+        section("ROC curves", plot(draw_roc(panels), "ROC curve of each label", len(panels)) + without),
+        section(
+            "Precision and recall",
+            plot(draw_precision_recall(panels), "precision-recall curves", len(panels)) + without,
+        ),
         section("Are the probabilities what they say?", _calibration(rows)),
         section("Errors", _errors(page, rows)),
         *tail(page, MEANINGS),

@@ -186,6 +186,8 @@ def test_the_page_answers_a_readers_questions(written: Path) -> None:
         "absent: no positive case, so nothing tells how well it is recognised.",
         "60 cases are of 30 patients.",
         "(no interval)",
+        "Without a curve, for reasons that are below: absent.",
+        "patients were drawn anew 200 times, as many as there are, each with all cases",
         "any: 20 (33.3 %)",
         "PPV at this prevalence",
         "Brier score",

@@ -15,6 +15,7 @@ from test_photograph_processes import TORCHRUN, monai_run
 pytestmark = pytest.mark.slow
 
 ROOT = f"bundles/{BUNDLE.name}"
+TRAINING = {**TINY_TRAINING, "class_names": "$None"}  # MONAI's command leaves out what is None
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -24,7 +25,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_monais_command_trains_from_the_root_and_classifies_from_inside_the_bundle(tmp_path: Path) -> None:
     data, output = make_folders(tmp_path / "data", 8, 4), tmp_path / "out"
-    training = {**TINY_TRAINING, "num_workers": 1, "dataset_dir": data, "output_dir": output}
+    training = {**TRAINING, "num_workers": 1, "dataset_dir": data, "output_dir": output}
     monai_run("training", ROOT, [f"{ROOT}/configs/train.yaml"], BUNDLE.parents[1], **training)
     given = {**TINY_NETWORK, "ckpt_path": output / "best.pt"}
     picture = data / "val" / "blue"
@@ -36,13 +37,15 @@ def test_monais_command_trains_from_the_root_and_classifies_from_inside_the_bund
     several = [*files, "configs/multi_gpu_evaluate.yaml"]
     monai_run("evaluating", ".", several, BUNDLE, launcher=TORCHRUN, output_dir=tmp_path / "both", **evaluation)
     one, both = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "both"))
-    assert both["summary"] == one["summary"]
+    numbers = {key: value for key, value in one["summary"].items() if isinstance(value, float)}
+    assert {key: both["summary"][key] for key in numbers} == pytest.approx(numbers, abs=1e-6)  # batches differ
+    assert both["confusion"] == one["confusion"]
 
 
 def test_two_processes_train_together_as_one(tmp_path: Path) -> None:
     """Two processes with half the pictures each make the steps of one process."""
     data = make_folders(tmp_path / "data", 8, 3)
-    shared = {**TINY_TRAINING, "dataset_dir": data, "steps_per_epoch": 4}
+    shared = {**TRAINING, "dataset_dir": data, "steps_per_epoch": 4}
     files = [f"{ROOT}/configs/train.yaml"]
     monai_run("training", ROOT, files, BUNDLE.parents[1], **shared, output_dir=tmp_path / "one")
     both = {**shared, "pictures_per_batch": 3, "output_dir": tmp_path / "two"}

@@ -166,7 +166,7 @@ def open_labelled_images(
     classes = find_classes(place, read, kind, class_names, base)
     known, unknown = _known(found, classes)
     members, lost = _members(place, known, part, classes, validation_share, seed)
-    if part == "training":
+    if part == "training" and members:
         _check_training(place, members, kind, classes)
     problems += [problem for row, problem in unknown if part in ("all", row.part or part)]
     missing = [

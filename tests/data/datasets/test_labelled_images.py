@@ -329,6 +329,8 @@ def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
         open_labelled_images(tmp_path / "x")
     with pytest.raises(InputError, match="no validation pictures"):
         open_labelled_images(table(tmp_path, ROWS[:1]), "validation")
+    with pytest.raises(InputError, match="has no training pictures; it has validation"):
+        open_labelled_images(table(tmp_path, ROWS[3:], "val.csv"))
     with pytest.raises(InputError, match="task 'binary' or part 'training' is unknown"):
         open_labelled_images(tmp_path, kind="binary")
     with pytest.raises(InputError, match="validation_share is 2"):

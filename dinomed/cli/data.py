@@ -1,4 +1,4 @@
-"""`dinomed data`: whether a data set of pictures is sound, and splits of tables of CT series."""
+"""`dinomed data`: whether a data set of pictures is sound, splits of tables of CT series, and synthetic head CTs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dinomed.cli import data_split
+from dinomed.cli import data_bleeding, data_split
 from dinomed.errors import InputError
 
 LAYOUTS = ("auto", "ade20k", "coco", "image-mask", "image-folder", "list", "unlabelled")
@@ -21,9 +21,12 @@ The class balance is reported. Exit status: 0 nothing was found, 2 something was
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the verb's arguments."""
-    parser = verbs.add_parser("data", help="check a data set, split a table of series", description=__doc__)
+    parser = verbs.add_parser(
+        "data", help="check a data set, split a table of series, draw head CTs", description=__doc__
+    )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     data_split.add_parser(actions)
+    data_bleeding.add_parser(actions)
     what = "Whether a data set of pictures is sound, before anything is trained on it."
     check = actions.add_parser("check", help="check every file of a data set", description=what, epilog=EPILOG)
     check.add_argument("path", metavar="DIR_OR_JSON", help="folder, COCO file, or CSV or JSON list")

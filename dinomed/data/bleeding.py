@@ -71,7 +71,7 @@ class HeadAnatomy:
         """Work out the anatomy of a label map of intensity classes.
 
         Raises:
-            ValueError: If it shows no brain.
+            ValueError: If it shows no brain, or a tiny one.
         """
         inside = (classes > 0) & (classes < FIRST_OUTSIDE_CLASS)
         solid = inside & (classes > len(CSF))
@@ -84,6 +84,8 @@ class HeadAnatomy:
         surface = np.argwhere(depth == 1)
         cerebellum = np.argwhere(classes == _CEREBELLAR_CORTEX)
         tissue = np.argwhere(solid & (depth > 8))
+        if not len(tissue):
+            raise ValueError("the brain that the label map shows is too small")
         fluid = np.argwhere((classes == EXTERNAL_CSF_CLASS) & (depth > _RIM_MM))
         fluid = fluid[fluid[:, 2] > solid_z[0] + 0.2 * (solid_z[-1] - solid_z[0])]
         return cls(
@@ -196,8 +198,10 @@ def _subdural(anatomy: HeadAnatomy, generator: np.random.Generator) -> Drawn:
 
 
 def _subarachnoid(anatomy: HeadAnatomy, generator: np.random.Generator) -> Drawn:
-    point, radius = _pick(anatomy.fluid, generator), generator.uniform(18, 45)
-    if generator.random() < 0.4:  # the cisterns at the base
+    at_base, radius = generator.random() < 0.4 or not len(anatomy.fluid), generator.uniform(18, 45)
+    if not at_base:
+        point = _pick(anatomy.fluid, generator)
+    else:  # the cisterns
         point = np.array([anatomy.midline, anatomy.centre[1] + generator.uniform(0, 25), anatomy.tentorium - 15])
     box, (x, y, z) = _box(anatomy, point, radius)
     fluid = (anatomy.classes[box] == EXTERNAL_CSF_CLASS) & (anatomy.depth_mm[box] > _RIM_MM)

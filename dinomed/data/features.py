@@ -148,6 +148,11 @@ class FeatureExtractor:
             "windows_hu": [list(window) for window in self.settings.windows_hu or [(LOW_HU, HIGH_HU)] * 3],
         }
 
+    @property
+    def slice_features(self) -> str:
+        """What a slice's embedding is made of, one of `FEATURES`."""
+        return self.settings.pool if self.settings.pool in FEATURES else "cls"
+
     def extract(self, path: str | os.PathLike[str]) -> Features:
         """Embed a scan, or a picture where the name is one's.
 
@@ -200,13 +205,18 @@ class FeatureExtractor:
             shown = torch.cat([window_hu(upright, low, high) for low, high in self.settings.windows_hu], dim=1)
         return (shown - _channels(IMAGE_MEAN)) / _channels(IMAGE_STD)
 
-    @torch.inference_mode()
-    def embed(self, batch: Tensor) -> Array:
-        """Embed normalised slices or pictures (n, 3, H, W), resized here: (n, C), as the settings' pool says."""
+    def resized(self, batch: Tensor) -> Tensor:
+        """Resize normalised slices or pictures (n, 3, H, W) as the settings say, on the backbone's device."""
         side = self.settings.resize
         batch = batch.to(self.device)
         if side is not None and batch.shape[-2:] != (side, side):
             batch = F.interpolate(batch, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+        return batch
+
+    @torch.inference_mode()
+    def embed(self, batch: Tensor) -> Array:
+        """Embed normalised slices or pictures (n, 3, H, W), resized here: (n, C), as the settings' pool says."""
+        batch = self.resized(batch)
         # On a CPU several parts side by side are faster than all threads on each product in turn.
         threads = torch.get_num_threads()
         workers = max(1, min(threads, len(batch) // _PART)) if self.device.type == "cpu" else 1
@@ -222,7 +232,7 @@ class FeatureExtractor:
     def _pooled(self, batch: Tensor) -> Tensor:
         tokens = (self._packed or self.backbone).forward_last(batch)
         tokens = LayerTokens(tokens.patch_map.float(), tokens.class_token.float(), tokens.storage_tokens)
-        return join_features(tokens, self.settings.pool if self.settings.pool in FEATURES else "cls")
+        return join_features(tokens, self.slice_features)
 
 
 def windows_for(backbone: str) -> tuple[tuple[float, float], ...] | None:

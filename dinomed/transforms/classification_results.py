@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dinomed.errors import InputError, OutputError
 from dinomed.transforms.classification_files import STALE, described_files, fill_folder
 from dinomed.transforms.heat_maps import FloatArray, HeatMap, Indices, canonical_positions, slice_grid
-from dinomed.transforms.prediction import _staging
+from dinomed.transforms.prediction import staging
 from dinomed.transforms.report import RunInfo
 from dinomed.transforms.volume_checks import cause_of, shown
 from dinomed.transforms.volume_reading import Grid
@@ -219,7 +219,7 @@ def write_classification(
             f"{shown(existing[0])} exists already; pass overwrite (--overwrite) or choose another output folder"
         )
     try:
-        with _staging(Path(folder), classification.case) as stage:
+        with staging(Path(folder), classification.case) as stage:
             made = stage / "case"  # the staging folder itself can be entered by its owner alone
             made.mkdir()
             fill_folder(classification, made, started_s)

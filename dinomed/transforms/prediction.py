@@ -143,7 +143,7 @@ def write_results(prediction: Prediction, folder: str | os.PathLike[str], overwr
         )
     checksum = _scan_sha256(prediction.path)
     try:
-        with _staging(Path(folder), prediction.case) as stage:
+        with staging(Path(folder), prediction.case) as stage:
             write_labels(prediction.labels, prediction.grid, stage / paths.labels.name)
             _draw(prediction, stage / paths.picture.name)
             prediction.timings_s["write"] = time.perf_counter() - started_s
@@ -230,7 +230,7 @@ def _draw(prediction: Prediction, path: Path) -> None:
 
 
 @contextmanager
-def _staging(folder: Path, case: str) -> Iterator[Path]:
+def staging(folder: Path, case: str) -> Iterator[Path]:
     """Give a hidden folder on the same disk; it is removed in the end, unless its results were about to be moved."""
     folder.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(case), suffix=PARTIAL, dir=folder))

@@ -1,0 +1,302 @@
+"""From a scan's embeddings and its head's logits to a whole answer: probabilities, slices, and maps on request."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from dinomed.bundle.head_checkpoint import HeadAbout
+from dinomed.data.features import FeatureExtractor, pool_slices
+from dinomed.errors import InputError
+from dinomed.handlers.timings import StageTimes
+from dinomed.networks.attention_maps import attention_rollout, occlusion, patch_similarity, token_gradients
+from dinomed.networks.backbones import LayerTokens, ViTBackbone
+from dinomed.networks.bags import BagHead
+from dinomed.networks.classifier import join_features
+from dinomed.transforms.classification_results import Classification, SimilarityMap, choose_reference
+from dinomed.transforms.heat_maps import HEAT_MAP_KINDS, HeatMap, canonical_positions, slice_grid
+from dinomed.transforms.provenance import describe_transforms, file_sha256
+from dinomed.transforms.report import RunInfo
+from dinomed.transforms.volume_folders import case_name
+from dinomed.transforms.volume_reading import read_grid, read_volume
+
+CELL_PX = 16
+WINDOW_PX = 32
+AIR_HU = -1000.0
+FEW_SLICES = 5
+OF_EACH_SLICE = (
+    "What the head says of each slice; the scan's logit is a smooth maximum (log-mean-exp) of these slices' logits. "
+    "Not calibrated."
+)
+OF_POOLED_SLICES = (
+    "The head was trained on vectors pooled over whole scans and is here applied to single slices: a ranking of the "
+    "slices, no probability of bleeding in a slice. Not calibrated."
+)
+
+Array = npt.NDArray[np.float32]
+
+
+class ScanClassifier:
+    """Puts together what a head says of scans.
+
+    Args:
+        network: The head, filled.
+        head: What its file says.
+        extractor: That made the embeddings.
+        maps: Kinds of heat maps to make: "rollout", "gradient", "occlusion".
+        map_slices: For how many of the highest slices.
+        map_label: Label that maps explain, and whose highest slices are shown; None takes the first.
+        reference: Patch of the highest slice that all its patches are compared with, "center" or "ROW,COLUMN"; None
+            for none.
+        top_k: How many slices are listed.
+
+    Raises:
+        InputError: If a kind, label or number is unknown.
+    """
+
+    def __init__(
+        self,
+        network: BagHead,
+        head: HeadAbout,
+        extractor: FeatureExtractor,
+        maps: Sequence[str] = (),
+        map_slices: int = 3,
+        map_label: str | None = None,
+        reference: str | None = None,
+        top_k: int = 5,
+    ) -> None:
+        self.network = network
+        self.head = head
+        self.extractor = extractor
+        self.top_k = _from_one("top_k", top_k)
+        self.request = self._checked(maps, map_slices, map_label, reference)
+
+    def _checked(
+        self, maps: Sequence[str], map_slices: int, map_label: str | None, reference: str | None
+    ) -> tuple[tuple[str, ...], int, str, str | None]:
+        """Refuse what cannot be made, before a scan is read."""
+        kinds = tuple(dict.fromkeys(maps))
+        for kind in kinds:
+            if kind not in HEAT_MAP_KINDS:
+                raise InputError(f"there are no {kind!r} maps; choose from {', '.join(HEAT_MAP_KINDS)}")
+            if kind != "occlusion" and not isinstance(self.extractor.backbone, ViTBackbone):
+                raise InputError(f"{kind} maps need a transformer, and {self.extractor.backbone.name} is none")
+        label = self.head.labels[0] if map_label is None else map_label
+        if label not in self.head.labels:
+            raise InputError(f"there is no label {label!r}; choose from {', '.join(self.head.labels)}")
+        side = self.extractor.settings.resize
+        if reference is not None and side is not None:
+            choose_reference(reference, -(-side // CELL_PX), -(-side // CELL_PX))
+        return kinds, _from_one("map_slices", map_slices), label, reference
+
+    def check(self, **request: Any) -> tuple[tuple[str, ...], int, str, str | None]:
+        """Complete a request and refuse what is not possible with any scan.
+
+        Raises:
+            InputError: If a kind, label or number is unknown.
+        """
+        wanted = dict(zip(("maps", "map_slices", "map_label", "reference"), self.request, strict=True))
+        return self._checked(**{**wanted, **request})
+
+    def assemble(
+        self,
+        item: Mapping[Hashable, Any],
+        logits: Tensor,
+        run: RunInfo,
+        timings_s: Mapping[str, float | None] | None = None,
+        case: str | None = None,
+        **request: Any,
+    ) -> Classification:
+        """Make the answer for one scan.
+
+        Args:
+            item: "image" (N, C), "slice_indices" (N,), "slice_axis" and "image_path", as `EmbedSeriesd` leaves them.
+            logits: Of the scan, (K,).
+            run: Model, device and settings.
+            timings_s: Seconds of the stages before.
+            case: Name of the results; None names them after the scan.
+            request: `maps`, `map_slices`, `map_label` and `reference` in the place of the constructor's.
+
+        Raises:
+            InputError: If the scan cannot be read again, or the request is not possible.
+        """
+        kinds, count, label, reference = self.check(**request)
+        path = Path(str(item["image_path"]))
+        bag = torch.as_tensor(item["image"]).as_subclass(Tensor).cpu()
+        device = next(self.network.parameters()).device
+        plain_logits = torch.as_tensor(logits).as_subclass(Tensor).float().cpu()
+        with torch.no_grad():
+            slice_probs = self.network.instance_logits(bag[None].to(device))[0].sigmoid().cpu().numpy()
+        calibrated = self.head.probabilities(plain_logits)
+        fitted = [self.head.calibration.get(name) is not None for name in self.head.labels]
+        answer: dict[str, Any] = {
+            "case": case or case_name(path),
+            "path": path,
+            "grid": read_grid(path),
+            "label_names": self.head.labels,
+            "probabilities": plain_logits.sigmoid().numpy(),
+            "calibrated": tuple(float(p) if fit else None for p, fit in zip(calibrated, fitted, strict=True)),
+            "thresholds": tuple(self.head.thresholds.get(name) for name in self.head.labels),
+            "slice_probs": slice_probs,
+            "slice_indices": np.asarray(torch.as_tensor(item["slice_indices"]).cpu(), dtype=np.int64),
+            "slice_axis": int(item["slice_axis"]),
+            "slice_note": OF_EACH_SLICE if self.network.pooling == "smoothmax" else OF_POOLED_SLICES,
+            "slice_embeddings": bag.numpy(),
+            "volume_embedding": pool_slices(bag.numpy(), self.extractor.settings.pool),
+            "run": run,
+            "timings_s": dict(timings_s or {}),
+            "top_k": self.top_k,
+        }
+        extra: dict[str, Any] = {}
+        volume = None
+        if kinds or reference is not None:
+            volume = read_volume(path).array
+            order = np.argsort(-slice_probs[:, self.head.labels.index(label)], kind="stable")[:count]
+            native = answer["slice_indices"][order]
+            positions = canonical_positions(native, answer["grid"])
+            view = slice_grid(answer["grid"]).canonical_view(volume)
+            images = self.extractor.resized(self.extractor.slice_batch(view[:, :, positions]))
+            extra["maps"] = tuple(self._map(kind, label, images, native) for kind in kinds)
+            if reference is not None:
+                extra["similarity"] = self._similarity(reference, images[:1], int(native[0]))
+        return Classification(
+            **answer, **extra, image_hu=volume, warnings=self._warnings(slice_probs), peak_memory_bytes=_peak_memory()
+        )
+
+    def _warnings(self, slice_probs: Array) -> tuple[str, ...]:
+        words = []
+        if len(slice_probs) < FEW_SLICES:
+            words.append(f"only {len(slice_probs)} slices were looked at; the head was trained on whole scans")
+        missing = [name for name in self.head.labels if self.head.thresholds.get(name) is None]
+        if missing:
+            words.append(
+                f"no threshold could be chosen in training for {', '.join(missing)}, so nothing is decided there"
+            )
+        return tuple(words)
+
+    def _logit(self, class_token: Tensor, patch_map: Tensor, label: str) -> Tensor:
+        """Logit of a label for slices by themselves, from the tokens of the last layer."""
+        tokens = LayerTokens(patch_map.float(), class_token.float(), class_token[:, None, :0])
+        vectors = join_features(tokens, self.extractor.slice_features)
+        return self._of_vectors(vectors, label)
+
+    def _of_vectors(self, vectors: Tensor, label: str) -> Tensor:
+        return self.network.instance_logits(vectors[:, None])[:, 0, self.head.labels.index(label)]
+
+    def _map(self, kind: str, label: str, images: Tensor, native: npt.NDArray[np.int64]) -> HeatMap:
+        backbone = self.extractor.backbone
+        size = (images.shape[-2], images.shape[-1])
+        shared: dict[str, Any] = {"slice_indices": native, "image_size": size, "cell_px": CELL_PX}
+        if kind == "rollout":
+            values = attention_rollout(backbone, images)
+            return HeatMap(kind, None, values=_array(values), patch_px=CELL_PX, **shared)
+        if kind == "gradient":
+            values = token_gradients(backbone, lambda token, patches: self._logit(token, patches, label), images)
+            return HeatMap(kind, label, values=_array(values), patch_px=CELL_PX, unit="logit", **shared)
+        air = self.extractor.slice_batch(np.full((1, 1, 1), AIR_HU, np.float32)).flatten().tolist()
+        device = next(self.network.parameters()).device
+
+        def score(hidden: Tensor) -> Tensor:
+            return self._of_vectors(torch.from_numpy(self.extractor.embed(hidden)).to(device), label).cpu()
+
+        values = occlusion(score, images.cpu(), WINDOW_PX, CELL_PX, fill=air, batch_size=4 * self.extractor.batch_size)
+        return HeatMap(kind, label, values=_array(values), patch_px=WINDOW_PX, unit="logit", **shared)
+
+    @torch.no_grad()
+    def _similarity(self, reference: str, image: Tensor, index: int) -> SimilarityMap:
+        patch_map = self.extractor.backbone.forward_last(image).patch_map
+        row, column = choose_reference(reference, patch_map.shape[-2], patch_map.shape[-1])
+        values = patch_similarity(patch_map, row, column)[0]
+        cell = math.ceil(image.shape[-1] / patch_map.shape[-1])
+        return SimilarityMap(row, column, index, _array(values), (image.shape[-2], image.shape[-1]), cell)
+
+
+class SaveClassificationd(MapTransform):
+    """Write the results of a scan inside a MONAI bundle, exactly as `Predictor.classify(...).save` does.
+
+    Args:
+        keys: Logits of the scan, (K,).
+        classifier: Puts the results together.
+        output_dir: Folder of the results; made if absent.
+        bundle_name: Name of the model in the report.
+        bundle_version: Its version.
+        weights_path: File of the head, named and identified by its checksum in the report.
+        overwrite: Replace results of the same name; without it they are an error.
+        stage_times: What measured the stages before.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        classifier: ScanClassifier,
+        output_dir: str | Path,
+        bundle_name: str,
+        bundle_version: str,
+        weights_path: str | Path,
+        overwrite: bool = True,
+        stage_times: StageTimes | None = None,
+    ) -> None:
+        super().__init__(keys)
+        self.classifier = classifier
+        self.output_dir = Path(output_dir)
+        self.overwrite = overwrite
+        self.stage_times = stage_times
+        self.run = classifier_run(classifier, bundle_name, bundle_version, weights_path)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the results of each key and pass the data on unchanged."""
+        item = dict(data)
+        valid = torch.as_tensor(item["valid"]).as_subclass(Tensor).cpu()
+        for key in ("image", "slice_indices"):
+            item[key] = torch.as_tensor(item[key]).as_subclass(Tensor).cpu()[valid]
+        timings_s = None if self.stage_times is None else self.stage_times.timings_s
+        for key in self.key_iterator(item):
+            answer = self.classifier.assemble(item, item[key], self.run, timings_s)
+            answer.save(self.output_dir, self.overwrite)
+        return dict(data)
+
+
+def classifier_run(
+    classifier: ScanClassifier, bundle: str, version: str, weights: str | Path, overlay: str | None = None
+) -> RunInfo:
+    """What reports say of the model and how it runs."""
+    extractor, weights = classifier.extractor, Path(weights)
+    described = extractor.describe()
+    return RunInfo(
+        bundle=bundle,
+        version=version,
+        overlay=overlay,
+        weights_file=weights.name,
+        weights_sha256=file_sha256(weights),
+        device=str(extractor.device),
+        precision=str(described.pop("precision")),
+        preprocessing=({"name": "FeatureExtractor", **described},),
+        inference=tuple(describe_transforms([classifier.network])),
+    )
+
+
+def _from_one(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise InputError(f"{name} must be a whole number from 1 on, not {value!r}")
+    return value
+
+
+def _array(values: Tensor) -> Array:
+    array: Array = values.detach().float().cpu().numpy()
+    return array
+
+
+def _peak_memory() -> int | None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024

@@ -1,0 +1,162 @@
+"""`dinomed classify`: probabilities for CT scans or pictures, files or folders of them, with one model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dinomed.cli.run_log import CaseResult, RunLog, check_summary
+from dinomed.cli.segment import add_running, check_output, find_inputs
+from dinomed.errors import DinomedError, InputError
+
+if TYPE_CHECKING:
+    from dinomed.cli.cases import Case
+    from dinomed.predictor import Predictor
+
+DEFAULT_OUTPUT = "classification"
+
+EPILOG = """
+Each scan gives a folder OUTPUT/CASE with summary.json, summary.png, slice_probs.npy, slice_indices.npy,
+slice_embeddings.npy, volume_embedding.npy, and what --maps and --reference ask for. With a bundle for pictures each
+gives CASE_class.json and CASE_class.png, and all together predictions.csv. Cases that are done already, by the same
+model from the same scan, are skipped. One bad case does not stop the others.
+Exit status: 0 all is done, 2 an input was at fault, 1 an error in dinomed. Not a medical device.
+"""
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the verb's arguments."""
+    parser = verbs.add_parser("classify", help="classify CT scans or pictures", description=__doc__, epilog=EPILOG)
+    add_running(parser, DEFAULT_OUTPUT)
+    parser.add_argument("--maps", metavar="KINDS", help="heat maps, separated by commas: rollout, gradient, occlusion")
+    parser.add_argument("--map-slices", type=int, metavar="N", help="for how many of the highest slices (default: 3)")
+    parser.add_argument("--map-label", metavar="LABEL", help="label that the maps explain (default: the first)")
+    parser.add_argument(
+        "--reference", metavar="PATCH", help="patch that all of the highest slice are compared with: center or ROW,COL"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Classify all cases; the summary goes to stdout and to summary.json, progress to stderr.
+
+    Raises:
+        InputError: If nothing can be done at all: no scan, no model, no place for the results.
+    """
+    from dinomed.cli.quiet import quiet
+
+    with quiet():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dinomed.transforms.prediction import finish_stopped
+
+    if not arguments.output:
+        raise InputError("--output is empty; name a folder (is a variable in the command unset?)")
+    output = Path(arguments.output)
+    check_output(output)
+    if not arguments.overwrite:
+        check_summary(output)
+    finish_stopped(output)
+    cases, refused = find_inputs(arguments, output)
+
+    from dinomed.predictor import Predictor
+
+    predictor = Predictor.from_bundle(
+        arguments.bundle,
+        device=arguments.device,
+        precision=arguments.precision,
+        overlay=arguments.overlay,
+        weights=arguments.weights,
+        batch_size=arguments.batch_size,
+    )
+    request: dict[str, Any] = {
+        "maps": None if arguments.maps is None else [kind.strip() for kind in arguments.maps.split(",")],
+        "map_slices": arguments.map_slices,
+        "map_label": arguments.map_label,
+        "reference": arguments.reference,
+    }
+    request = {key: value for key, value in request.items() if value is not None}
+    predictor.check_request(**request)
+    answers: list[Any] = []
+    with RunLog(output, predictor.run, len(cases) + len(refused)) as log:
+        for each in refused:
+            log.add(CaseResult(each.given, None, "failed", message=each.reason, users_fault=True))
+        for case in cases:
+            log.start(case.name)
+            log.add(_classify_case(predictor, case, output, request, arguments.overwrite, answers))
+        if predictor.takes_pictures and answers:
+            from dinomed.transforms.class_results import write_predictions
+
+            write_predictions(answers, output, overwrite=True)
+        log.finish(as_json=arguments.json)
+        return log.exit_status
+
+
+def _classify_case(
+    predictor: Predictor, case: Case, output: Path, request: dict[str, Any], overwrite: bool, answers: list[Any]
+) -> CaseResult:
+    """Classify one case and write its results; whatever goes wrong becomes part of the answer."""
+    import time
+
+    from dinomed.cli.main import describe
+
+    started_s = time.perf_counter()
+    result = CaseResult(str(case.path), case.name, "failed")
+    try:
+        if not overwrite and not predictor.takes_pictures and _is_done(predictor, case, output, request):
+            result.status, result.message = "skipped", "done before; --overwrite does it again"
+            return result
+        answer = predictor.classify(case.path, case.name, **request)
+        paths = answer.save(output, overwrite)
+        answers.append(answer)
+        result.status = "done"
+        result.outputs = [str(path.relative_to(output)) for path in _files(paths)]
+        result.message = "; ".join([_sentence(answer), *answer.warnings])
+    except InputError as error:
+        result.message, result.users_fault = str(error), True
+    except DinomedError as error:
+        result.message = str(error)
+    except Exception as error:
+        result.message = f"internal error, please report it: {describe(error)}"
+    result.seconds = time.perf_counter() - started_s
+    return result
+
+
+def _files(paths: Any) -> list[Path]:
+    return list(paths.files) if hasattr(paths, "files") else list(vars(paths).values())
+
+
+def _sentence(answer: Any) -> str:
+    """The answer in a few words: what a scan is positive for, or a picture's likeliest class."""
+    if hasattr(answer, "top"):
+        tops = [(task, *answer.top(task)[0]) for task in answer.label_names]
+        return ", ".join(f"{name} {probability:.2f}" for _, name, probability in tops)
+    shown = [
+        (name, probability if calibrated is None else calibrated, predicted)
+        for name, probability, calibrated, predicted in zip(
+            answer.label_names, answer.probabilities, answer.calibrated, answer.predicted, strict=True
+        )
+    ]
+    positive = [f"{name} {probability:.2f}" for name, probability, predicted in shown if predicted]
+    return ", ".join(positive) or f"nothing reaches its threshold ({shown[0][0]} {shown[0][1]:.2f})"
+
+
+def _is_done(predictor: Predictor, case: Case, output: Path, request: dict[str, Any]) -> bool:
+    """Whether this model has answered for this very scan before, with at least the maps that are asked for now."""
+    import json
+
+    from dinomed.transforms.provenance import scan_sha256
+
+    try:
+        found = json.loads((output / case.name / "summary.json").read_text(encoding="utf-8"))
+        checksum = scan_sha256(case.path)
+    except (OSError, ValueError):
+        return False
+    if not isinstance(found, dict) or checksum is None or request:
+        return False
+    same = found.get("model") == predictor.run.model() and found.get("input", {}).get("sha256") == checksum
+    preprocessing = json.loads(json.dumps(list(predictor.run.preprocessing)))
+    return bool(same and found.get("preprocessing") == preprocessing)

@@ -17,10 +17,12 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from picture_sets import noise, save
 from PIL import Image
 
+from dinomed import Predictor
 from dinomed.bundle.causes import own_error
 from dinomed.bundle.check import check_bundle
 from dinomed.cli.main import main
 from dinomed.data.datasets.imagenette import IMAGENETTE_CLASSES
+from dinomed.errors import InputError
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "imagenette_classification"
 TINY_NETWORK: dict[str, Any] = {
@@ -215,6 +217,30 @@ def test_inference_names_classes_as_training_did(folders: Path, trained: Path, t
     infer(next((folders / "val" / "green").glob(f"{case}.*")), tmp_path / "alone", trained / "best.pt")
     alone = strict(tmp_path / "alone" / f"{case}_class.json")
     assert alone["tasks"][0]["probabilities"] == pytest.approx(report["tasks"][0]["probabilities"], abs=1e-5)
+
+
+def test_the_predictor_and_the_command_give_the_bundles_answer(
+    folders: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = sorted((folders / "val" / "blue").iterdir())[0]
+    infer(picture, tmp_path / "bundle", trained / "best.pt")
+    model = tmp_path / "model.yaml"
+    model.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in TINY_NETWORK.items()))
+    given = {"overlay": model, "weights": trained / "best.pt", "device": "cpu"}
+    Predictor.from_bundle(BUNDLE, **given).classify(picture).save(tmp_path / "predictor")
+    arguments = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    inputs = [str(picture), str(tmp_path / "broken.jpg")]
+    assert main(["classify", *inputs, "--bundle", str(BUNDLE), "--output", str(tmp_path / "cli"), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert "blue" in printed.out
+    assert "broken" in printed.err
+    reports = [strict(tmp_path / way / f"{picture.stem}_class.json") for way in ("bundle", "predictor", "cli")]
+    assert reports[0]["tasks"] == reports[1]["tasks"] == reports[2]["tasks"]
+    assert reports[1]["preprocessing"] == reports[0]["preprocessing"]
+    assert [row["predicted"] for row in rows(tmp_path / "cli" / "predictions.csv")] == ["blue"]
+    with pytest.raises(InputError, match="makes no maps; leave maps out"):
+        Predictor.from_bundle(BUNDLE, **given).classify(picture, maps=["rollout"])
 
 
 def test_evaluation_scores_what_inference_writes(folders: Path, trained: Path, tmp_path: Path) -> None:

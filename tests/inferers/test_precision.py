@@ -74,3 +74,10 @@ def test_further_arguments_reach_the_network() -> None:
     assert torch.equal(
         inferer(torch.ones(2), lambda x, scale, shift: x * scale + shift, 3, shift=1), torch.full((2,), 4.0)
     )
+
+
+def test_logits_of_several_tasks_are_float32_each() -> None:
+    network = Recorder()
+    logits = AutocastInferer("bfloat16")(torch.ones(4, 3), lambda inputs: {"one": network(inputs)})
+    assert network.seen is torch.bfloat16
+    assert logits["one"].dtype is torch.float32

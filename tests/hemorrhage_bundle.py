@@ -19,6 +19,7 @@ TINY: dict[str, Any] = {
     "precision": "float32",
     "resize": 32,
     "features": "patch",  # the class token of random weights hardly changes from scan to scan
+    "pooling": "attention",
     "hidden_features": 16,
     "attention_features": 8,
     "device": "cpu",

@@ -48,6 +48,7 @@ class HeadAbout:
         seed: Of the training.
         seen: Marks of the series that were trained on ("train") and of those that chose weights, calibration and
             thresholds ("validation"), see `dinomed.data.series_checks.content_mark`.
+        familiarity: Where the embeddings of these scans lie, see `dinomed.data.familiarity`; empty if not known.
     """
 
     labels: tuple[str, ...]
@@ -64,6 +65,7 @@ class HeadAbout:
     validation: dict[str, float | None]
     seed: int
     seen: dict[str, list[str]] = field(default_factory=dict)
+    familiarity: dict[str, Any] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """Everything as numbers, texts, lists and dictionaries."""

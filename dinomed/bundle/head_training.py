@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from dinomed.bundle.checkpoint import load_network
 from dinomed.bundle.head_checkpoint import HeadAbout, head_shape, preprocessing_of, save_head
 from dinomed.data.embedded_series import EmbeddedSeries, EmbedSeriesd, collate_bags
+from dinomed.data.familiarity import measure_familiarity
 from dinomed.data.features import FeatureExtractor
 from dinomed.data.series_checks import Series, content_mark
 from dinomed.data.series_table import read_series_table
@@ -214,9 +215,10 @@ def finish_training(
         validation={**scores, "macro": macro_mean(list(scores.values()))},
         seed=seed,
         seen={part: _marks(series.items) for part, series in (("train", training), ("validation", validation))},
+        familiarity=measure_familiarity([item["image"].numpy() for item in (*training.items, *validation.items)]),
     )
     save_head(path, head, about)
-    told = {key: value for key, value in about.to_plain().items() if key != "seen"}
+    told = {key: value for key, value in about.to_plain().items() if key not in ("seen", "familiarity")}
     write_text(path.with_suffix(".json"), json.dumps(told, indent=2, allow_nan=False) + "\n")
     logger.info("%s: macro AUROC %s on the validation part", path, about.validation["macro"])
     return about

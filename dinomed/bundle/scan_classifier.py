@@ -17,6 +17,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from dinomed.bundle.head_checkpoint import HeadAbout
+from dinomed.data.familiarity import distance_to_known
 from dinomed.data.features import FeatureExtractor, pool_slices
 from dinomed.errors import InputError
 from dinomed.handlers.timings import StageTimes
@@ -171,13 +172,20 @@ class ScanClassifier:
             if reference is not None:
                 extra["similarity"] = self._similarity(reference, images[:1], int(native[0]))
         return Classification(
-            **answer, **extra, image_hu=volume, warnings=self._warnings(slice_probs), peak_memory_bytes=_peak_memory()
+            **answer, **extra, image_hu=volume, warnings=self._warnings(bag.numpy()), peak_memory_bytes=_peak_memory()
         )
 
-    def _warnings(self, slice_probs: Array) -> tuple[str, ...]:
+    def _warnings(self, bag: Array) -> tuple[str, ...]:
         words = []
-        if len(slice_probs) < FEW_SLICES:
-            words.append(f"only {len(slice_probs)} slices were looked at; the head was trained on whole scans")
+        known = self.head.familiarity
+        distance = distance_to_known(known, bag) if known else 0.0
+        if known and distance > known["limit"]:
+            words.append(
+                f"unlike every scan that the head was trained on (distance {distance:.1f}, theirs at most "
+                f"{known['limit']:.1f}): another body part, kind of scan or scanner; its probabilities mean little"
+            )
+        if len(bag) < FEW_SLICES:
+            words.append(f"only {len(bag)} slices were looked at; the head was trained on whole scans")
         missing = [name for name in self.head.labels if self.head.thresholds.get(name) is None]
         if missing:
             words.append(

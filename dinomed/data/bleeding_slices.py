@@ -115,7 +115,7 @@ class DrawBleedingSlices(Randomizable, Transform):
         return [{"image": image[i], "label": labels[i], "source": path.name} for i in range(len(image))]
 
     def _heights(self, drawn: Any, parameters: CTParameters, generator: np.random.Generator) -> list[float]:
-        """Draw where to cut: a share of the slices through blood where there is any, the others anywhere in the head."""
+        """Draw where to cut: a share of the slices through blood where there is any, the others anywhere."""
         size = drawn.shape[2]
         anywhere = generator.uniform(0.15 * size, size - 4, self.slices_per_head) - (size - 1) / 2
         blood = np.argwhere((drawn >= FIRST_BLEED_CLASS) & (drawn < OEDEMA_CLASS))

@@ -51,8 +51,8 @@ class FeatureSettings:
 
     Attributes:
         pool: What a slice's embedding is: "cls" the class token, "patch" the mean of the patch tokens, "both" the two
-            joined, "all" these and the maximum of the patch tokens; a scan's is the mean of its slices. "mean" and "meanmax" take the class token, and the mean, or the
-            mean and the maximum joined, over the slices.
+            joined, "all" these and the maximum of the patch tokens; a scan's is the mean of its slices. "mean" and
+            "meanmax" take the class token, and the mean, or the mean and the maximum joined, over the slices.
         resize: Side in pixels that every slice or picture is resized to; None leaves its size.
         stride: Every how many slices one is taken.
         max_slices: Most slices that are taken, spread over the scan; None for no limit.

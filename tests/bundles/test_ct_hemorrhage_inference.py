@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from hemorrhage_bundle import ROOT, TINY, run, write_backbone
 from series_tables import LABELS, write_ct
 
 from dinomed import Predictor
-from dinomed.bundle.head_checkpoint import HeadAbout, preprocessing_of, save_head
+from dinomed.bundle.head_checkpoint import HeadAbout, preprocessing_of, read_about, save_head
 from dinomed.cli.main import main
+from dinomed.data.familiarity import measure_familiarity
 from dinomed.data.features import HEAD_WINDOWS_HU, FeatureExtractor, FeatureSettings
 from dinomed.errors import BundleError, InputError, WeightsError
 from dinomed.networks import create_backbone
@@ -114,6 +116,22 @@ def test_the_answer_is_the_heads_own(predictor: Predictor, bundle: Path, scan: P
     assert answer.predicted[0] == (float(calibrated[0]) >= 0.4)
     assert any("no threshold" in warning for warning in answer.warnings)
     assert "smooth maximum" in answer.slice_note
+
+
+def test_a_scan_unlike_all_known_ones_gets_a_warning_and_a_known_one_gets_none(tmp_path: Path, scan: Path) -> None:
+    root = make_bundle(tmp_path)
+    predictor = Predictor.from_bundle(root, device="cpu")
+    like = [write_ct(tmp_path / f"{seed}.nii.gz", seed, 10.0 * seed, SHAPE) for seed in range(4)]
+    bags = [predictor.classify(path).slice_embeddings for path in like]
+    about = replace(read_about(root / "models" / "model.pt"), familiarity=measure_familiarity(bags))
+    save_head(root / "models" / "model.pt", predictor.network, about)
+    predictor = Predictor.from_bundle(root, device="cpu")
+    for path in like:
+        assert not any("unlike" in warning for warning in predictor.classify(path).warnings)
+    image = nibabel.load(scan)
+    slab = np.random.default_rng(0).normal(800, 300, SHAPE).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(slab, image.affine), tmp_path / "slab.nii.gz")
+    assert any("unlike every scan" in warning for warning in predictor.classify(tmp_path / "slab.nii.gz").warnings)
 
 
 def test_a_pooled_head_says_that_its_slices_are_only_ranked(scan: Path, tmp_path: Path) -> None:

@@ -243,6 +243,41 @@ def test_the_predictor_and_the_command_give_the_bundles_answer(
         Predictor.from_bundle(BUNDLE, **given).classify(picture, maps=["rollout"])
 
 
+def test_a_folder_that_is_classified_into_itself_twice_gives_the_same_table(
+    folders: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.yaml"
+    model.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in TINY_NETWORK.items()))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    pictures = sorted((folders / "val" / "blue").iterdir())[:3]
+    for picture in pictures[:2]:
+        (mine / picture.name).write_bytes(picture.read_bytes())
+    given = [
+        "--bundle",
+        str(BUNDLE),
+        "--overlay",
+        str(model),
+        "--weights",
+        str(trained / "best.pt"),
+        "--output",
+        str(mine),
+    ]
+    assert main(["classify", str(mine), *given]) == 0
+    assert len(rows(mine / "predictions.csv")) == 2
+    (mine / pictures[2].name).write_bytes(pictures[2].read_bytes())
+    capsys.readouterr()
+    assert main(["classify", str(mine), *given]) == 0
+    assert "1 done, 2 skipped" in capsys.readouterr().out
+    assert [row["case"] for row in rows(mine / "predictions.csv")] == [picture.stem for picture in pictures]
+    own = mine / f"{pictures[0].stem}_class.png"
+    (mine / f"{pictures[0].stem}_class.json").unlink()  # now this is a picture of the user's
+    before = own.read_bytes()
+    assert main(["classify", str(mine), *given, "--overwrite"]) == 2
+    assert "change the output folder" in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
 def test_evaluation_scores_what_inference_writes(folders: Path, trained: Path, tmp_path: Path) -> None:
     evaluate(folders, tmp_path / "eval", trained / "best.pt")
     infer(folders / "val", tmp_path / "out", trained / "best.pt")
@@ -316,6 +351,72 @@ def test_weights_of_other_classes_and_settings_are_refused(folders: Path, traine
     assert list(tmp_path.glob("*.json")) == []
 
 
+def test_weights_bring_all_settings_that_are_not_given(folders: Path, trained: Path, tmp_path: Path) -> None:
+    picture = sorted((folders / "val" / "blue").iterdir())[0]
+    infer(picture, tmp_path / "given", trained / "best.pt")
+    sizes = {key: value for key, value in TINY_NETWORK.items() if "#" in key or key == "precision"}
+    model = tmp_path / "model.yaml"
+    model.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in sizes.items()))
+    given = {"overlay": str(model), "weights": str(trained / "best.pt"), "bundle": str(BUNDLE), "device": "cpu"}
+    arguments = [part for key, value in given.items() for part in (f"--{key}", value)]
+    assert main(["classify", str(picture), "--output", str(tmp_path / "cli"), *arguments]) == 0
+    one, other = (strict(tmp_path / way / f"{picture.stem}_class.json") for way in ("given", "cli"))
+    assert one["tasks"] == other["tasks"]
+    assert one["preprocessing"] == other["preprocessing"]
+    said = refused(infer, picture, tmp_path, trained / "best.pt", image_size=16)
+    assert "was trained with the image_size 32, not 16; set image_size to what it was" in said
+    said = refused(infer, picture, tmp_path, trained / "best.pt", evaluation_resize=64)
+    assert "was trained with the evaluation_resize 36, not 64" in said
+
+
+def test_what_was_held_out_in_training_is_scored_and_nothing_else(tmp_path: Path) -> None:
+    data, output = make_folders(tmp_path / "data", 10, 0), tmp_path / "out"
+    train(data, output, seed=3, max_epochs=1)
+    best = output / "best.pt"
+    evaluate(data, tmp_path / "eval", best)
+    metrics = strict(tmp_path / "eval" / "metrics.json")
+    assert metrics["about"]["pictures"] == "6 of 30 held out for validation (seed 3, validation_share 0.2)"
+    assert not any("trained on" in warning for warning in metrics["warnings"])
+    assert "(with seed 3 and validation_share 0.2, here 0 and 0.2)" in refused(
+        *(evaluate, data, tmp_path / "no", best), seed=0
+    )
+    new = make_folders(tmp_path / "new", 5, 0)
+    assert "set part to all if these are new pictures" in refused(evaluate, new, tmp_path / "no", best)
+    for source, part, said in (
+        (data, "all", "24 of 30 pictures were trained on"),
+        (data, "training", "24 of 24 pictures were trained on"),
+        (new, "all", "some may be among them"),
+    ):
+        place = tmp_path / f"{source.name}_{part}"
+        evaluate(source, place, best, part=part)
+        assert said in strict(place / "metrics.json")["warnings"][0]
+        assert said in (place / "report.html").read_text()
+
+
+def test_report_says_what_was_left_out(folders: Path, trained: Path, tmp_path: Path) -> None:
+    pictures = sorted((folders / "val").glob("*/*.jpg"))
+    rows_ = [{"image": str(path), "label": path.parent.name, "split": "val"} for path in pictures]
+    bad = [{"image": "absent.jpg", "label": "blue", "split": "val"}, {**rows_[0], "image": "a.jpg", "label": "purple"}]
+    data = write_csv(tmp_path / "list.csv", [*rows_, *bad])
+    evaluate(data, tmp_path / "eval", trained / "best.pt", strict=False)
+    warning = strict(tmp_path / "eval" / "metrics.json")["warnings"][0]
+    assert "2 problems" in warning
+    assert "label out of range: 1, missing pair: 1" in warning
+
+
+def test_training_does_not_go_on_with_other_data_of_the_same_size(folders: Path, tmp_path: Path) -> None:
+    found = [
+        {"image": str(path), "label": path.parent.name, "split": path.parts[-3]}
+        for path in sorted(folders.glob("*/*/*.jpg"))
+    ]
+    data = write_csv(tmp_path / "list.csv", found)
+    train(data, tmp_path / "out", max_epochs=1)
+    first, other = (next(row for row in found if row["label"] == label) for label in ("amber", "blue"))
+    first["label"], other["label"] = other["label"], first["label"]
+    write_csv(data, found)
+    assert "was written with other settings" in refused(train, data, tmp_path / "out", max_epochs=1)
+
+
 def test_evaluation_refuses_data_of_other_classes(trained: Path, tmp_path: Path) -> None:
     data = make_folders(tmp_path / "data", 2, 2)
     (data / "val" / "green").rename(data / "val" / "purple")
@@ -378,9 +479,11 @@ def test_training_and_inference_describe_the_same_network_and_pictures() -> None
     train_config, inference = (
         ConfigParser.load_config_file(str(BUNDLE / "configs" / f"{name}.yaml")) for name in ("train", "inference")
     )
+    parser = make_workflow(["inference"], "inferring", ckpt_path="absent.pt").parser
     same = ("task", "backbone_name", "features", "hidden_features", "image_size", "evaluation_resize", "image_mean")
     for key in (*same, "image_std"):
-        assert train_config[key] == inference[key], key
-    described = {key for key in train_config["about"] if key not in ("_target_", "given_classes")}
+        assert train_config[key] == parser.get_parsed_content(key), key
+    of_data = ("given_classes", "seed", "validation_share", "data")
+    described = {key for key in train_config["about"] if key not in ("_target_", *of_data)}
     loaded = {key for key in inference["network"] if key not in ("_target_", "network", "path", "device")}
     assert described == loaded, "what weights say of themselves is what inference asks"

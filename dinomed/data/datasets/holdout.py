@@ -2,12 +2,76 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dinomed.data.datasets.class_labels import Classes, Found
 from dinomed.data.stratification import stratify
+
+
+@dataclass(frozen=True)
+class Division:
+    """What of a source is for training and what for validation.
+
+    Attributes:
+        training: Rows for training.
+        validation: Rows for validation.
+        held_out: Whether the validation rows were drawn, because the source has no such part.
+    """
+
+    training: list[Found]
+    validation: list[Found]
+    held_out: bool
+
+    def described(self) -> dict[str, Any]:
+        """Say in plain values what weights were trained on, so that an evaluation can tell."""
+        return {
+            "held_out": self.held_out,
+            "training_pictures": len(self.training),
+            "validation_pictures": len(self.validation),
+            "training_mark": data_mark(self.training),
+        }
+
+
+def divide(found: Sequence[Found], classes: Classes, share: float, seed: int) -> Division:
+    """Divide rows as their source does; without a validation part draw one out of those for training.
+
+    Args:
+        found: Rows with their labels.
+        classes: Of the labels.
+        share: Part of the pictures to hold out.
+        seed: Of the draw.
+    """
+    if any(row.part == "validation" for row, _ in found):
+        training, validation = ([each for each in found if each[0].part == part] for part in ("training", "validation"))
+        return Division(training, validation, held_out=False)
+    pool = [each for each in found if each[0].part in ("", "training")]
+    columns = {(task, raw): k for k, (task, raw) in enumerate((t, r) for t, names in classes.items() for r in names)}
+    presence = np.zeros((len(pool), len(columns)), dtype=bool)
+    for index, (_, labels) in enumerate(pool):
+        for task, names in labels.items():
+            presence[index, [columns[task, raw] for raw in names]] = True
+    # A patient and a path of the same text are different groups.
+    groups = [(row.patient, "" if row.patient else os.fspath(row.image)) for row, _ in pool]
+    out = hold_out(presence, share, seed, groups)
+    training = [each for each, held in zip(pool, out, strict=True) if not held]
+    return Division(training, [each for each, held in zip(pool, out, strict=True) if held], held_out=True)
+
+
+def data_mark(found: Sequence[Found]) -> str:
+    """Identify rows by their names and labels, whatever their order and wherever the source lies."""
+    lines = (
+        json.dumps([row.name, {task: sorted(raw) for task, raw in labels.items()}], sort_keys=True)
+        for row, labels in found
+    )
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 
 def hold_out(

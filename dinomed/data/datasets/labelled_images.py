@@ -11,12 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dinomed.data.datasets.class_labels import KINDS, Classes, ClassNames, Found, find_classes, read_labels
-from dinomed.data.datasets.holdout import hold_out
+from dinomed.data.datasets.holdout import Division, data_mark, divide
 from dinomed.data.datasets.image_dataset import ImageDataset, Problem
 from dinomed.data.datasets.labelled_rows import LABEL, LabelledRow, read_rows
 from dinomed.errors import InputError
@@ -40,6 +39,11 @@ class LabelledImages(ImageDataset):
         part: Name of this part.
         problems: What was met while listing.
         strict: Whether any problem is an error; otherwise the rows are left out.
+        division: What of the source is for training and what for validation.
+
+    Attributes:
+        division: That in plain values, see `Division.described`; empty where it was not given.
+        mark: Identifies names and labels of the items, see `data_mark`.
 
     Raises:
         InputError: If there are problems and `strict`, or nothing is left.
@@ -56,6 +60,7 @@ class LabelledImages(ImageDataset):
         part: str = "",
         problems: Sequence[Problem] = (),
         strict: bool = True,
+        division: Division | None = None,
     ) -> None:
         numbers = {task: {raw: number for number, raw in enumerate(names)} for task, names in classes.items()}
         items = [
@@ -71,6 +76,8 @@ class LabelledImages(ImageDataset):
         super().__init__(source, items, "classification", part, only, None, None, problems, strict)
         self.kind = kind
         self.classes = classes
+        self.division = {} if division is None else division.described()
+        self.mark = data_mark(found)
 
     @property
     def label_names(self) -> list[str] | dict[str, list[str]]:
@@ -165,7 +172,8 @@ def open_labelled_images(
     base = [each for each in found if each[0].part in ("", "training")] or found
     classes = find_classes(place, read, kind, class_names, base)
     known, unknown = _known(found, classes)
-    members, lost = _members(place, known, part, classes, validation_share, seed)
+    division = divide(known, classes, validation_share, seed)
+    members, lost = _members(place, known, part, division, seed)
     if part == "training" and members:
         _check_training(place, members, kind, classes)
     problems += [problem for row, problem in unknown if part in ("all", row.part or part)]
@@ -177,7 +185,7 @@ def open_labelled_images(
     there = [each for each in members if each[0].image.is_file()] if missing else members
     if not members and not problems:
         raise InputError(f"{place} has no {part} pictures{lost}")
-    return LabelledImages(place, there, kind, classes, part, [*problems, *missing], strict)
+    return LabelledImages(place, there, kind, classes, part, [*problems, *missing], strict, division)
 
 
 def _target(kind: str, labels: Mapping[str, Sequence[str]], numbers: Mapping[str, Mapping[str, int]]) -> Any:
@@ -230,33 +238,23 @@ def _known(found: Sequence[Found], classes: Classes) -> tuple[list[Found], list[
     return known, unknown
 
 
-def _members(
-    source: str, found: Sequence[Found], part: str, classes: Classes, share: float, seed: int
-) -> tuple[list[Found], str]:
-    """Choose the rows of a part, holding validation out where the source has none."""
-    given = {row.part for row, _ in found}
-    if part == "all" or (part in given and "validation" in given):
-        return [each for each in found if part in ("all", each[0].part)], ""
-    if part == "test" or "validation" in given:
-        return [each for each in found if each[0].part == part], "; it has " + (
-            ", ".join(sorted(given - {""})) or "no parts"
-        )
-    pool = [each for each in found if each[0].part in ("", "training")]
-    if len(pool) < 2:
-        return (pool if part == "training" else []), "; at least two are needed to hold one out for validation"
-    columns = {(task, raw): k for k, (task, raw) in enumerate((t, r) for t, names in classes.items() for r in names)}
-    presence = np.zeros((len(pool), len(columns)), dtype=bool)
-    for index, (_, labels) in enumerate(pool):
-        for task, names in labels.items():
-            presence[index, [columns[task, raw] for raw in names]] = True
-    groups = [row.patient or os.fspath(row.image) for row, _ in pool]
-    out = hold_out(presence, share, seed, groups)
-    if part == "training":
+def _members(source: str, found: Sequence[Found], part: str, division: Division, seed: int) -> tuple[list[Found], str]:
+    """Choose the rows of a part; the text says why there may be none."""
+    if part == "all":
+        return list(found), ""
+    if part != "test" and division.held_out:
+        n_all = len(division.training) + len(division.validation)
         logger.info(
             "%s has no validation part: %d of %d pictures are held out for it, stratified by class (seed %d)",
-            *(source, int(out.sum()), len(pool), seed),
+            *(source, len(division.validation), n_all, seed),
         )
-    return [each for each, held in zip(pool, out, strict=True) if held == (part == "validation")], ""
+        lost = "; at least two are needed to hold one out for validation" if n_all < 2 else ""
+    else:
+        given = {row.part for row, _ in found}
+        lost = "; it has " + (", ".join(sorted(given - {""})) or "no parts")
+    if part == "test":
+        return [each for each in found if each[0].part == part], lost
+    return (division.training if part == "training" else division.validation), lost
 
 
 def _check_training(source: str, found: Sequence[Found], kind: str, classes: Classes) -> None:

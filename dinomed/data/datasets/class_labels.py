@@ -152,8 +152,14 @@ def find_classes(
         InputError: If the names are no names, a name stands for two classes, or tasks differ.
     """
     if kind != "multitask":
-        seen = {raw for _, labels in training for raw in labels[LABEL]}
-        return {LABEL: _numbered(source, seen, class_names, read.declared)}
+        seen = set(read.declared) or {raw for _, labels in training for raw in labels[LABEL]}
+        names = _numbered(source, seen, class_names, read.declared)
+        if absent := [raw for raw in names if read.declared and raw not in read.declared]:
+            raise InputError(
+                f"{source} has no column of the label {absent[0]!r} ({PREFIX}{absent[0]}), but of "
+                f"{', '.join(read.declared)}; add it, as an absent label is not known to be 0 (see class_names)"
+            )
+        return {LABEL: names}
     given: Mapping[str, Any] = {}
     if class_names is not None:
         if not isinstance(class_names, Mapping) or set(class_names) != set(read.tasks):

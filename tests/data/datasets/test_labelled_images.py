@@ -292,6 +292,21 @@ def test_columns_that_do_not_fit_the_task_are_named(tmp_path: Path) -> None:
     assert "write 0 or 1" in refused(tmp_path, *rows, kind="multilabel")
 
 
+def test_label_without_a_column_is_not_taken_for_zero(tmp_path: Path) -> None:
+    rows = [{"image": f"{k}.png", "label_red": k % 2, "split": "val"} for k in range(4)]
+    options = {"part": "validation", "kind": "multilabel"}
+    for names in (["red", "green"], {"red": "Red", "green": "Green"}):
+        assert "has no column of the label 'green' (label_green), but of red; add it" in refused(
+            tmp_path, *rows, class_names=names, **options
+        )
+    path = table(tmp_path, [{**row, "label_green": 0} for row in rows])
+    data = open_labelled_images(path, class_names={"red": "Red", "green": "Green"}, **options)
+    assert [item["label"].tolist() for item in data] == [[0, 0], [1, 0], [0, 0], [1, 0]]
+    shown = table(tmp_path, [{"image": f"{k}.png", "label_Red": 0, "label_Green": 1} for k in range(4)], "shown.csv")
+    data = open_labelled_images(shown, "all", "multilabel", class_names={"red": "Red", "green": "Green"})
+    assert data[0]["label"].tolist() == [0, 1]
+
+
 def test_list_of_labels_is_no_class(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     path = write_json(tmp_path / "l.json", [{"image": "a.png", "label": ["x"]}])

@@ -111,20 +111,29 @@ class Classifier(nn.Module):
                     f"{backbone.name} has {width}; make it with in_features={width}"
                 )
         self.features = features
-        self.head = nn.ModuleDict(heads) if isinstance(head, Mapping) else head
+        self.tasks = tuple(heads) if isinstance(head, Mapping) else ()
+        safe = {_module_key(name): each for name, each in heads.items()}
+        self.head = nn.ModuleDict(safe) if isinstance(head, Mapping) else head
         self.backbone = backbone
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
         """Map images (B, 3, H, W) to logits (B, num_classes), or to those of each task by its name."""
         vectors = self.embed(image)
         if isinstance(self.head, nn.ModuleDict):
-            return {name: head(vectors) for name, head in self.head.items()}
+            return {name: head(vectors) for name, head in zip(self.tasks, self.head.values(), strict=True)}
         logits: Tensor = self.head(vectors)
         return logits
 
     def embed(self, image: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to the vectors that the head sees, (B, C)."""
         return join_features(self.backbone.forward_last(image), self.features)
+
+
+def _module_key(name: str) -> str:
+    """Name a head as `nn.ModuleDict` takes it: no dot, and nothing that modules have already, such as `type`."""
+    if name and "." not in name and not name.startswith("task:") and not hasattr(nn.ModuleDict(), name):
+        return name
+    return "task:" + name.replace("%", "%25").replace(".", "%2E")
 
 
 def join_features(tokens: LayerTokens, features: str) -> Tensor:

@@ -57,6 +57,17 @@ def test_several_tasks_have_a_head_each():
     assert {name: tuple(each.shape) for name, each in logits.items()} == {"organ": (3, 4), "side": (3, 2)}
 
 
+def test_tasks_may_have_names_that_modules_have_already():
+    names = ("type", "half", "v1.0", "task:type", "colour")
+    heads = {name: ClassificationHead(32, number) for number, name in enumerate(names, start=2)}
+    classifier = Classifier(make_backbone(), heads, "cls").eval()
+    logits = classifier(torch.randn(1, 3, 32, 32))
+    assert {name: each.shape[1] for name, each in logits.items()} == dict(zip(names, range(2, 7), strict=True))
+    state = classifier.state_dict()
+    assert any(key.startswith("head.colour.") for key in state)
+    classifier.load_state_dict(state, strict=True)
+
+
 def test_a_head_is_one_linear_layer_or_a_small_network():
     assert [type(layer) for layer in ClassificationHead(8, 3, hidden_features=0)] == [nn.Linear]
     head = ClassificationHead(8, 3, hidden_features=16, dropout=0.4)

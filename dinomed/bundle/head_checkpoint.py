@@ -7,6 +7,7 @@ give it numbers that look like answers, so they are refused.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -131,9 +132,25 @@ def read_about(path: str | os.PathLike[str]) -> HeadAbout:
             for key, pair in known["calibration"].items()
         }
         found = HeadAbout(**{**known, "labels": tuple(known["labels"])})
+        _check_numbers(found)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise WeightsError(f"{file} is damaged: what it says of its training is incomplete; train it anew") from error
     return found
+
+
+def _check_numbers(about: HeadAbout) -> None:
+    """Refuse numbers that would turn into wrong answers.
+
+    Raises:
+        ValueError: If labels and numbers do not go together, or a number is none.
+    """
+    pairs = [number for pair in about.calibration.values() for number in pair or ()]
+    thresholds = [float(value) for value in about.thresholds.values() if value is not None]
+    named = set(about.calibration) == set(about.thresholds) == set(about.labels)
+    if not named or not all(map(math.isfinite, pairs)) or not all(0 <= value <= 1 for value in thresholds):
+        raise ValueError("labels, calibration and thresholds do not go together")
+    if any(isinstance(value, str) for value in about.thresholds.values()) or not about.preprocessing:
+        raise TypeError("a threshold is a text, or the preprocessing is missing")
 
 
 def load_head(

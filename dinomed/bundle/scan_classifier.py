@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ CELL_PX = 16
 WINDOW_PX = 32
 AIR_HU = -1000.0
 FEW_SLICES = 5
+ANY = "any"
 OF_EACH_SLICE = (
     "What the head says of each slice; the scan's logit is a smooth maximum (log-mean-exp) of these slices' logits. "
     "Not calibrated."
@@ -171,9 +173,10 @@ class ScanClassifier:
             extra["maps"] = tuple(self._map(kind, label, images, native) for kind in kinds)
             if reference is not None:
                 extra["similarity"] = self._similarity(reference, images[:1], int(native[0]))
-        return Classification(
+        made = Classification(
             **answer, **extra, image_hu=volume, warnings=self._warnings(bag.numpy()), peak_memory_bytes=_peak_memory()
         )
+        return replace(made, warnings=(*made.warnings, *contradictions(made)))
 
     def _warnings(self, bag: Array) -> tuple[str, ...]:
         words = []
@@ -228,6 +231,15 @@ class ScanClassifier:
         values = patch_similarity(patch_map, row, column)[0]
         cell = math.ceil(image.shape[-1] / patch_map.shape[-1])
         return SimilarityMap(row, column, index, _array(values), (image.shape[-2], image.shape[-1]), cell)
+
+
+def contradictions(answer: Classification) -> tuple[str, ...]:
+    """Say where a kind of bleeding is decided for and bleeding at all is not; each label is decided by itself."""
+    decided = dict(zip(answer.label_names, answer.predicted, strict=True))
+    kinds = [name for name, yes in decided.items() if yes and name != ANY]
+    if decided.get(ANY) is False and kinds:
+        return (f"contradictory: {', '.join(kinds)} reaches its threshold and {ANY} does not; look at the slices",)
+    return ()
 
 
 class SaveClassificationd(MapTransform):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinomed.cli.cases import find_picture_cases
 from dinomed.cli.run_log import CaseResult, RunLog, check_summary
-from dinomed.cli.segment import add_running, check_output, find_inputs
+from dinomed.cli.segment import add_running, check_output, find_inputs, is_for_pictures
 from dinomed.errors import DinomedError, InputError
 
 if TYPE_CHECKING:
-    from dinomed.cli.cases import Case
+    from dinomed.cli.cases import Case, Refused
     from dinomed.predictor import Predictor
 
 DEFAULT_OUTPUT = "classification"
+MAP_SLICES = 3
 
 EPILOG = """
 Each scan gives a folder OUTPUT/CASE with summary.json, summary.png, slice_probs.npy, slice_indices.npy,
@@ -60,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.overwrite:
         check_summary(output)
     finish_stopped(output)
-    cases, refused = find_inputs(arguments, output)
+    cases, refused = _find(arguments, output)
 
     from dinomed.predictor import Predictor
 
@@ -80,23 +84,36 @@ def _run(arguments: argparse.Namespace) -> int:
     }
     request = {key: value for key, value in request.items() if value is not None}
     predictor.check_request(**request)
-    answers: list[Any] = []
+    answers: dict[str, Any] = {}
     with RunLog(output, predictor.run, len(cases) + len(refused)) as log:
         for each in refused:
             log.add(CaseResult(each.given, None, "failed", message=each.reason, users_fault=True))
         for case in cases:
             log.start(case.name)
             log.add(_classify_case(predictor, case, output, request, arguments.overwrite, answers))
-        if predictor.takes_pictures and answers:
-            from dinomed.transforms.class_results import write_predictions
-
-            write_predictions(answers, output, overwrite=True)
+        if answers and predictor.takes_pictures:
+            _write_table(predictor, output, answers)
         log.finish(as_json=arguments.json)
         return log.exit_status
 
 
+def _find(arguments: argparse.Namespace, output: Path) -> tuple[list[Case], list[Refused]]:
+    """Find the cases; of pictures, leave out results of earlier runs that lie in the folders."""
+    if not is_for_pictures(arguments.bundle):
+        return find_inputs(arguments, output)
+    from dinomed.data.datasets.classified_pictures import check_results_stay_apart, is_class_result
+
+    found, refused = find_picture_cases(arguments.inputs)
+    cases = [case for case in found if str(case.path) in arguments.inputs or not is_class_result(case.path)]
+    if not cases:
+        reasons = [each.reason for each in refused] or ["there are no pictures but results of dinomed; give others"]
+        raise InputError("\ndinomed: ".join(reasons))
+    check_results_stay_apart([(case.path, case.name) for case in cases], output)
+    return cases, refused
+
+
 def _classify_case(
-    predictor: Predictor, case: Case, output: Path, request: dict[str, Any], overwrite: bool, answers: list[Any]
+    predictor: Predictor, case: Case, output: Path, request: dict[str, Any], overwrite: bool, answers: dict[str, Any]
 ) -> CaseResult:
     """Classify one case and write its results; whatever goes wrong becomes part of the answer."""
     import time
@@ -106,12 +123,13 @@ def _classify_case(
     started_s = time.perf_counter()
     result = CaseResult(str(case.path), case.name, "failed")
     try:
-        if not overwrite and not predictor.takes_pictures and _is_done(predictor, case, output, request):
+        if not overwrite and _is_done(predictor, case, output, request):
             result.status, result.message = "skipped", "done before; --overwrite does it again"
             return result
         answer = predictor.classify(case.path, case.name, **request)
         paths = answer.save(output, overwrite)
-        answers.append(answer)
+        if hasattr(answer, "row"):
+            answers[case.name] = answer.row()
         result.status = "done"
         result.outputs = [str(path.relative_to(output)) for path in _files(paths)]
         result.message = "; ".join([_sentence(answer), *answer.warnings])
@@ -145,18 +163,64 @@ def _sentence(answer: Any) -> str:
 
 
 def _is_done(predictor: Predictor, case: Case, output: Path, request: dict[str, Any]) -> bool:
-    """Whether this model has answered for this very scan before, with at least the maps that are asked for now."""
-    import json
+    """Whether this model has answered for this very file before, and nothing more is asked for now."""
+    from dinomed.transforms.image_classification import CLASS_REPORT
+    from dinomed.transforms.provenance import file_sha256, scan_sha256, to_json
 
-    from dinomed.transforms.provenance import scan_sha256
+    if predictor.takes_pictures:
+        found = _report(output / f"{case.name}{CLASS_REPORT}")
+    else:
+        found = _report(output / case.name / "summary.json")
+    try:
+        checksum = file_sha256(case.path) if predictor.takes_pictures else scan_sha256(case.path)
+    except OSError:
+        return False
+    if not found or checksum is None or not _has(found, request):
+        return False
+    same = found.get("model") == predictor.run.model() and (found.get("input") or {}).get("sha256") == checksum
+    wanted = json.loads(json.dumps(to_json(list(predictor.run.preprocessing))))
+    return bool(same and found.get("preprocessing") == wanted)
+
+
+def _has(found: dict[str, Any], request: dict[str, Any]) -> bool:
+    """Whether a scan's summary has the maps that are asked for, and the similarity."""
+    label = request.get("map_label") or found.get("main_label")
+    maps = {(each["kind"], each["label"], len(each["slices"])) for each in found.get("heat_maps") or ()}
+    count = min(request.get("map_slices") or MAP_SLICES, (found.get("slices") or {}).get("used", 0))
+    wanted = {(kind, None if kind == "rollout" else label, count) for kind in request.get("maps") or ()}
+    reference = request.get("reference")
+    if reference is None or not (similarity := found.get("similarity")):
+        return wanted <= maps and reference is None
+    place = similarity["reference"]
+    rows, columns = similarity["cells"]
+    from dinomed.transforms.classification_results import choose_reference
+
+    return wanted <= maps and (place["row"], place["col"]) == choose_reference(reference, rows, columns)
+
+
+def _report(path: Path) -> dict[str, Any]:
+    """A report of an earlier run; empty where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_table(predictor: Predictor, output: Path, answers: dict[str, Any]) -> None:
+    """Write predictions.csv: this run's pictures, and those that the same model answered for here before."""
+    from dinomed.transforms.class_results import TABLE, write_predictions
+    from dinomed.transforms.image_classification import CLASS_REPORT
 
     try:
-        found = json.loads((output / case.name / "summary.json").read_text(encoding="utf-8"))
-        checksum = scan_sha256(case.path)
-    except (OSError, ValueError):
-        return False
-    if not isinstance(found, dict) or checksum is None or request:
-        return False
-    same = found.get("model") == predictor.run.model() and found.get("input", {}).get("sha256") == checksum
-    preprocessing = json.loads(json.dumps(list(predictor.run.preprocessing)))
-    return bool(same and found.get("preprocessing") == preprocessing)
+        with (output / TABLE).open(encoding="utf-8", newline="") as stream:
+            earlier = {row.get("case", ""): row for row in csv.DictReader(stream)}
+    except (OSError, ValueError, csv.Error):
+        earlier = {}
+    kept = {
+        case: row
+        for case, row in earlier.items()
+        if _report(output / f"{case}{CLASS_REPORT}").get("model") == predictor.run.model()
+    }
+    rows = {**kept, **answers}
+    write_predictions([rows[case] for case in sorted(rows)], output, overwrite=True)

@@ -72,14 +72,22 @@ class FeatureSettings:
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
             raise InputError(f"pool {self.pool!r} is unknown; choose from {', '.join(POOLS)}")
+        numbers = {"resize": self.resize, "stride": self.stride, "max_slices": self.max_slices}
+        for name, number in numbers.items():
+            if type(number) is not int and (number is not None or name == "stride"):
+                raise InputError(f"{name} must be a whole number, not {number!r}")
         for name, value, least in (("resize", self.resize, 16), ("max-slices", self.max_slices, 1)):
             if value is not None and value < least:
                 raise InputError(f"{name} must be {least} or more, not {value}")
         if self.stride < 1:
             raise InputError(f"stride must be 1 or more, not {self.stride}")
         if self.windows_hu is not None:
-            windows = tuple(tuple(float(end) for end in window) for window in self.windows_hu)
-            if len(windows) != 3 or any(len(window) != 2 or not window[0] < window[1] for window in windows):
+            try:
+                windows = tuple(tuple(float(end) for end in window) for window in self.windows_hu)
+            except (TypeError, ValueError):
+                windows = ()
+            right = [len(window) == 2 and -np.inf < window[0] < window[1] < np.inf for window in windows]
+            if right != [True] * 3:
                 raise InputError(
                     f"windows_hu must be three windows in HU, each with its lower and upper end, not {self.windows_hu}"
                 )

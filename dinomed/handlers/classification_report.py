@@ -154,11 +154,14 @@ class ClassificationReport:
             found = multiclass_summary(probs, labels, self.label_names, draws)
         part = str(self.about.get("part") or "").lower()
         told = [str(text) for text in self.about.get("warnings") or ()]
-        if part.startswith("val") and any(threshold is not None for threshold in self.thresholds):
+        if part.startswith("val"):
+            chosen = ", thresholds and calibration" if "validation" in self.threshold_source else ""
             told.append(
-                "These are cases of the validation part, on which thresholds and calibration are chosen: sensitivity, "
-                "specificity and calibration look better than they are."
+                f"These are cases of the validation part, on which the best weights{chosen} were chosen: scores look "
+                "better than they are."
             )
+        elif part.startswith("train") or part == "all":
+            told.append("Among these cases are those that were trained on: the scores say nothing of new cases.")
         found["warnings"] = told + warnings + found["warnings"]
         about = self._about(draws, unit)
         content = {"schema": SCHEMA, "notice": NOTICE, "kind": self.kind, "about": about, "counts": counts, **found}

@@ -187,6 +187,7 @@ def _heat_entry(classification: Classification, heat: HeatMap, stem: str) -> dic
         "label": heat.label,
         "what_it_is": heat.what_it_is,
         "what_it_is_not": heat.what_it_is_not,
+        "score_is": None if heat.label is None else classification.slice_note,
         "unit": heat.unit or heat.about.unit,
         "range": [heat.values.min(), heat.values.max()],
         "picture_scale": map_scale(heat.values, heat.about),
@@ -220,7 +221,7 @@ def _similarity_entry(classification: Classification) -> dict[str, Any] | None:
 def _scan_words(classification: Classification, label: str) -> str:
     place = classification.label_names.index(label)
     calibrated = "" if classification.calibrated[place] is None else "calibrated "
-    return f"{label} {calibrated}probability {decisive_probability(classification, place):.2f}"
+    return f"whole scan: {label} {calibrated}probability {decisive_probability(classification, place):.2f}"
 
 
 def _square(pixels: int, image_size: tuple[int, int], classification: Classification) -> str:

@@ -65,8 +65,9 @@ HEAT_MAP_KINDS = {
     "gradient": MapKind(
         title="Token gradients",
         what_it_is=(
-            "How much each patch raises the label's score, to first order: gradient times activation of the patch "
-            "tokens that enter the backbone's last block, its positive part. Values are 0 or more."
+            "How much each patch raises the label's score of this slice by itself (a logit, not calibrated), to first "
+            "order: gradient times activation of the patch tokens that enter the backbone's last block, its positive "
+            "part. Values are 0 or more."
         ),
         what_it_is_not=(
             "It shows what the model's answer hangs on, be the answer right or wrong. A patch token has seen the whole "
@@ -79,8 +80,8 @@ HEAT_MAP_KINDS = {
     "occlusion": MapKind(
         title="Occlusion",
         what_it_is=(
-            "How far the label's score falls when a square window around each cell is filled with air. Values are "
-            "differences of scores: above 0 where hiding lowers the score, below 0 where it raises it."
+            "How far the label's score of this slice by itself (a logit, not calibrated) falls when a square window "
+            "around each cell is filled with air. Values are above 0 where hiding lowers the score, else below 0."
         ),
         what_it_is_not=(
             "It is no segmentation and no probability, and no finer than its window. A hole of air in a head is "

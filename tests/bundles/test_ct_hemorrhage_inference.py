@@ -18,6 +18,7 @@ from series_tables import LABELS, write_ct
 
 from dinomed import Predictor
 from dinomed.bundle.head_checkpoint import HeadAbout, preprocessing_of, read_about, save_head
+from dinomed.bundle.scan_classifier import contradictions
 from dinomed.cli.main import main
 from dinomed.data.familiarity import measure_familiarity
 from dinomed.data.features import HEAD_WINDOWS_HU, FeatureExtractor, FeatureSettings
@@ -192,6 +193,37 @@ def test_occlusion_is_the_fall_of_the_slices_own_logit(predictor: Predictor, sca
     assert heat.values[0, 1, 2] == pytest.approx(logits[0] - logits[1], abs=1e-5)
 
 
+def test_answers_that_contradict_each_other_are_warned_of(predictor: Predictor, scan: Path) -> None:
+    answer = predictor.classify(scan)
+
+    def with_thresholds(*values: float) -> tuple[str, ...]:
+        return contradictions(replace(answer, thresholds=values))
+
+    assert with_thresholds(1.0, 0.0, 1.0, 1.0, 1.0, 1.0) == (
+        "contradictory: epidural reaches its threshold and any does not; look at the slices",
+    )
+    assert with_thresholds(0.0, 0.0, 1.0, 1.0, 1.0, 1.0) == ()
+    assert with_thresholds(1.0, 1.0, 1.0, 1.0, 1.0, 1.0) == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"thresholds": {**dict.fromkeys(LABELS, 0.4), "any": float("nan")}},
+        {"thresholds": {**dict.fromkeys(LABELS, 0.4), "any": "0.5"}},
+        {"thresholds": {}},
+        {"calibration": {}},
+        {"calibration": {**dict.fromkeys(LABELS), "any": (float("nan"), 0.0)}},
+        {"preprocessing": None},
+    ],
+)
+def test_a_file_with_numbers_that_are_none_is_refused(bundle: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    content = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    torch.save({**content, "about": {**content["about"], **change}}, tmp_path / "head.pt")
+    with pytest.raises(WeightsError, match="is damaged"):
+        read_about(tmp_path / "head.pt")
+
+
 def test_a_wrong_request_is_refused_before_a_scan_is_read(predictor: Predictor, tmp_path: Path) -> None:
     absent = tmp_path / "absent.nii.gz"
     for request, words in (
@@ -228,8 +260,13 @@ def test_the_command_goes_on_after_a_bad_case_and_skips_what_is_done(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good", "summary.json"]
     assert main([*arguments[:1], str(folder / "good.nii.gz"), *arguments[2:]]) == 0
     assert "1 skipped" in capsys.readouterr().out
-    assert main([*arguments[:1], str(folder / "good.nii.gz"), *arguments[2:], "--maps", "rollout"]) == 2
+    more = [*arguments[:1], str(folder / "good.nii.gz"), *arguments[2:], "--maps", "rollout", "--reference", "1,1"]
+    assert main(more) == 2
     assert "pass overwrite (--overwrite)" in capsys.readouterr().err
+    assert main([*more, "--overwrite"]) == 0
+    assert main(more) == 0
+    assert "1 skipped" in capsys.readouterr().out
+    assert main([*more[:-1], "2,1"]) == 2  # another reference is another answer
 
 
 def test_a_head_of_another_backbone_and_missing_weights_are_refused(scan: Path, tmp_path: Path) -> None:

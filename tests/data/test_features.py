@@ -88,10 +88,26 @@ def test_the_windows_are_part_of_what_is_said_of_the_embeddings(backbone):
     assert json.loads(json.dumps(plain)) == plain  # as a checkpoint and a report keep it
 
 
-@pytest.mark.parametrize("windows", [[[0, 80]], [[0, 80], [80, 0], [0, 1]], [[0, 80], [1], [0, 1]]])
+@pytest.mark.parametrize(
+    "windows",
+    [
+        [[0, 80]],
+        [[0, 80], [80, 0], [0, 1]],
+        [[0, 80], [1], [0, 1]],
+        5,
+        [[0, 80], [0, float("inf")], [0, 1]],
+        [["a", "b"]] * 3,
+    ],
+)
 def test_windows_that_are_none_are_refused(windows):
     with pytest.raises(InputError, match="windows_hu must be three windows"):
         FeatureSettings(windows_hu=windows)
+
+
+@pytest.mark.parametrize("settings", [{"stride": 1.5}, {"resize": "big"}, {"max_slices": True}, {"stride": None}])
+def test_settings_that_are_no_whole_numbers_are_refused(settings):
+    with pytest.raises(InputError, match=r"must be"):
+        FeatureSettings(**settings)
 
 
 def test_every_pool_says_what_it_is(backbone, ct):

@@ -234,9 +234,13 @@ def test_without_thresholds_there_are_no_decisions(tmp_path: Path) -> None:
 def test_thresholds_that_were_chosen_on_these_cases_are_warned_of(tmp_path: Path) -> None:
     report_on(tmp_path, range(12), about={"part": "validation"}, case_word="series")
     text = Reader(tmp_path).text
-    assert "These are cases of the validation part, on which thresholds and calibration are chosen" in text
+    assert "validation part, on which the best weights, thresholds and calibration were chosen" in text
     assert "had no say" not in text
     assert "12series" in text
+    report_on(tmp_path, range(12), about={"part": "validation"}, threshold_source="the configuration")
+    assert "validation part, on which the best weights were chosen" in Reader(tmp_path).text
+    report_on(tmp_path, range(12), about={"part": "all"})
+    assert "those that were trained on" in Reader(tmp_path).text
     report_on(tmp_path, range(12), about={"part": "test", "warnings": ["3 of 12 <were> trained on"]})
     text = Reader(tmp_path).text
     assert text.index("3 of 12 <were> trained on") < text.index("AUROC (95 % CI)")

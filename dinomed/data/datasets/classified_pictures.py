@@ -44,7 +44,7 @@ def list_to_classify(source: Paths, output_dir: str | Path | None = None) -> lis
             "other; give each a name of its own, or classify their folders one by one"
         )
     if output_dir is not None:
-        check_results_stay_apart(pictures, output_dir)
+        check_results_stay_apart([(path, picture_name(path)) for path in pictures], output_dir)
     return [{"image": str(path)} for path in pictures]
 
 
@@ -64,19 +64,19 @@ def is_class_result(path: Path) -> bool:
     return name.endswith(CLASS_PICTURE) and path.with_name(name.removesuffix(CLASS_PICTURE) + CLASS_REPORT).is_file()
 
 
-def check_results_stay_apart(pictures: Sequence[Path], output_dir: str | Path) -> None:
+def check_results_stay_apart(pictures: Sequence[tuple[Path, str]], output_dir: str | Path) -> None:
     """Refuse a run whose results would replace one of its pictures, such as a_class.png given beside a.jpg.
 
     Args:
-        pictures: The pictures.
+        pictures: The pictures, each with the name of its results.
         output_dir: Where the results will go.
 
     Raises:
         OutputError: If one would.
     """
-    given = {os.path.realpath(path) for path in pictures}
-    for path in pictures:
-        result = ClassResultPaths.of(output_dir, picture_name(path)).picture
+    given = {os.path.realpath(path) for path, _ in pictures}
+    for _, name in pictures:
+        result = ClassResultPaths.of(output_dir, name).picture
         if os.path.realpath(result) in given:
             raise OutputError(
                 f"{shown(result)} is a picture of this run and the result of another; change the output folder"

@@ -39,7 +39,10 @@ def start_backbone(backbone: nn.Module, trained: str | Path | None) -> nn.Module
 
 
 def save_best_backbone(backbone: nn.Module, folder: str | Path) -> None:
-    """Write the backbone inside FOLDER/best.pt to FOLDER/backbone.pt, its matrices in half precision.
+    """Write the parts of the `PatchClassifier` in FOLDER/best.pt to files of their own.
+
+    FOLDER/backbone.pt is for `create_backbone`, its matrices in half precision; FOLDER/head.pt, the linear head of
+    single images, can be the start (`initial_weights`) of a `BagHead` without hidden features.
 
     Args:
         backbone: One of the same form; it takes the weights on.
@@ -51,3 +54,6 @@ def save_best_backbone(backbone: nn.Module, folder: str | Path) -> None:
     start_backbone(backbone, Path(folder) / "best.pt")
     small = {key: value.half() if value.ndim > 1 else value for key, value in backbone.state_dict().items()}
     save_atomically(small, Path(folder) / "backbone.pt")
+    state = read_weights(Path(folder) / "best.pt")
+    head = {f"classify.0.{key.removeprefix('head.')}": part for key, part in state.items() if key.startswith("head.")}
+    save_atomically(head, Path(folder) / "head.pt")

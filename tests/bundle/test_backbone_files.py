@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from dinomed.bundle.backbone_files import save_best_backbone, start_backbone
+from dinomed.bundle.checkpoint import load_network
 from dinomed.errors import WeightsError
 from dinomed.networks import DINOv3Adapter, create_backbone
+from dinomed.networks.bags import BagHead
 from dinomed.networks.patch_classifier import PatchClassifier
 
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2}
@@ -50,3 +52,12 @@ def test_the_file_that_is_kept_is_one_that_a_backbone_is_built_from(tmp_path):
     for name, value in trained.state_dict().items():
         wanted = value.half().float() if value.ndim > 1 else value
         torch.testing.assert_close(read.state_dict()[name], wanted, rtol=0, atol=0)
+
+
+def test_the_images_head_can_be_the_start_of_a_bags_head(tmp_path):
+    network = PatchClassifier(make(1), 3, "all")
+    torch.save(network.state_dict(), tmp_path / "best.pt")
+    save_best_backbone(make(2), tmp_path)
+    head = load_network(BagHead(96, 3, "smoothmax", hidden_features=0), tmp_path / "head.pt")
+    vectors = torch.randn(2, 1, 96)
+    torch.testing.assert_close(head(vectors), network.head(vectors[:, 0]))

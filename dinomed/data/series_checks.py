@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -14,11 +13,12 @@ import pydicom
 
 from dinomed.errors import VolumeError
 from dinomed.transforms.dicom_series import is_dicom_file
+from dinomed.transforms.provenance import scan_sha256
 from dinomed.transforms.volume_checks import cause_of, excerpt, refusal
 from dinomed.transforms.volume_reading import read_grid, read_volume
 
 CHECKS = ("nothing", "header", "voxels")
-BLOCK_BYTES = 1 << 16
+MARK_DIGITS = 32
 DICOM_NAMES = ("StudyInstanceUID", "PatientID")
 
 
@@ -224,28 +224,16 @@ def _mark_or_none(series: Series) -> str | None:
 
 
 def content_mark(path: str | os.PathLike[str]) -> str:
-    """Mark by which a scan is known again whatever it is called: 32 hexadecimal digits.
-
-    Of each file its length and three blocks of it count, from its beginning, middle and end, so that the mark of a
-    large scan costs no more than that of a small one.
+    """Mark by which a scan is known again whatever it is called: 32 hexadecimal digits of a checksum of all its files.
 
     Raises:
         VolumeError: If a file cannot be read.
     """
     place = Path(path)
     try:
-        files = [file for file in place.iterdir() if is_dicom_file(file)] if place.is_dir() else [place]
-        digests = sorted(_file_mark(file) for file in files)
+        checksum = scan_sha256(place)
     except OSError as error:
         raise refusal(place, f"cannot be read ({cause_of(error)})", "check the path and your rights") from error
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
-
-
-def _file_mark(file: Path) -> str:
-    length = file.stat().st_size
-    digest = hashlib.sha256(str(length).encode())
-    with file.open("rb") as stream:
-        for start in sorted({0, max(0, length // 2 - BLOCK_BYTES // 2), max(0, length - BLOCK_BYTES)}):
-            stream.seek(start)
-            digest.update(stream.read(BLOCK_BYTES))
-    return digest.hexdigest()
+    if checksum is None:
+        raise refusal(place, "has voxels in files that are not found", "put all files of the scan into one folder")
+    return checksum[:MARK_DIGITS]

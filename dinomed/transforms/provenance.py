@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import math
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,10 +17,17 @@ import numpy as np
 import torch
 
 from dinomed import __version__
-from dinomed.transforms.dicom_series import is_dicom_file
+from dinomed.errors import VolumeError
+from dinomed.transforms.dicom_series import find_series, is_dicom_file
+from dinomed.transforms.metaimage_files import looks_like_metaimage
+from dinomed.transforms.voxel_streams import data_file_beside
 
 CHUNK_BYTES = 1 << 20
-DETACHED_HEADERS = (".hdr", ".hdr.gz", ".img", ".img.gz", ".mhd", ".nhdr")
+METAIMAGE_SUFFIXES = (".mhd", ".mha")
+METAIMAGE_DATA = re.compile(rb"^[ \t]*ElementDataFile[ \t]*=([^\r\n]*)", re.MULTILINE)
+NRRD_DATA = re.compile(rb"^[ \t]*data ?file[ \t]*:(?!=)([^\r\n]*)", re.MULTILINE | re.IGNORECASE)
+HEADER_END = re.compile(rb"\r?\n\r?\n")
+PAIR = {".hdr": ".img", ".img": ".hdr"}
 OWN_AFFAIR = ("self", "keys", "image_key", "frame", "allow_missing_keys")
 """Constructor arguments that say which item a transform works on, not what it does."""
 SAID_ELSEWHERE = ("batch_size", "workers", "progress", "precision", "planes", "class_groups")
@@ -43,25 +51,58 @@ def scan_sha256(path: Path) -> str | None:
     """Return one SHA-256 for a scan: of its file, or of the checksums of its files where it has several.
 
     Names do not count, so that a copy of the same scan has the same checksum. Several files are a folder's DICOM
-    files, or a header and the voxels beside it.
+    files, the files of the series that a lone DICOM file stands for, or a header and the voxels that it names.
 
     Returns:
-        64 hexadecimal digits; None where the voxels lie in a file that the header's name does not tell.
+        64 hexadecimal digits; None where the header names no voxels that are there, or a DICOM file no sound series.
 
     Raises:
         OSError: If a file cannot be read.
     """
-    if path.is_dir():
-        files = [file for file in path.iterdir() if file.is_file() and is_dicom_file(file)]
-    elif path.name.lower().endswith(DETACHED_HEADERS):
-        stem = path.name.split(".")[0]
-        files = [file for file in path.parent.iterdir() if file.is_file() and file.name.split(".")[0] == stem]
-        if len(files) < 2:
-            return None
-    else:
+    files = _files_of_scan(path)
+    if files is None:
+        return None
+    if files == [path] and not is_dicom_file(path):
         return file_sha256(path)
     digests = sorted(file_sha256(file) for file in files)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _files_of_scan(path: Path) -> list[Path] | None:
+    """Files that hold a scan, found as `read_volume` finds them; None where some are missing."""
+    if path.is_dir():
+        return [file for file in path.iterdir() if file.is_file() and is_dicom_file(file)]
+    try:
+        if is_dicom_file(path):
+            return sorted({part.path for part in find_series(path).slices})
+        with path.open("rb") as stream:
+            start = stream.read(CHUNK_BYTES)
+        if looks_like_metaimage(start) or path.suffix.lower() in METAIMAGE_SUFFIXES:
+            return _with_data_file(path, METAIMAGE_DATA.search(start), False)
+        if start.startswith(b"NRRD000"):
+            return _with_data_file(path, NRRD_DATA.search(HEADER_END.split(start, maxsplit=1)[0]), True)
+    except VolumeError:
+        return None
+    return _pair(path)
+
+
+def _with_data_file(path: Path, named: re.Match[bytes] | None, attached: bool) -> list[Path] | None:
+    """A header and the file that it names; the header alone where it holds the voxels itself."""
+    if named is None:
+        return [path] if attached else None
+    name = named[1].decode("utf-8", "replace").strip()
+    return [path] if not attached and name.upper() == "LOCAL" else [path, data_file_beside(path, name)]
+
+
+def _pair(path: Path) -> list[Path] | None:
+    """Both files of a NIfTI pair; any other file alone."""
+    bare = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    other = PAIR.get(bare.suffix.lower())
+    if other is None:
+        return [path]
+    other = other.upper() if bare.suffix.isupper() else other
+    found = (bare.with_suffix(other + packed) for packed in ("", ".gz"))
+    return next(([path, file] for file in found if file.is_file()), None)
 
 
 def software_versions() -> dict[str, str]:

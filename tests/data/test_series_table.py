@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 from series_tables import LABELS, row_of, write_ct, write_table
 
@@ -147,6 +149,37 @@ def test_copies_of_one_scan_under_two_studies_are_remarked_but_kept(folder):
     assert len(table.series) == 4
 
 
+def test_scans_that_differ_only_within_are_not_taken_for_copies(folder):
+    for seed, name in enumerate("ab"):  # a head in a wide field of air, in which three blocks of the file lie
+        path = write_ct(folder / f"{name}.nii", seed)
+        scan = nibabel.load(path)
+        wide = np.full((160, 160, 20), -1000, np.int16)
+        wide[10:30, 10:34, 3:8] = scan.dataobj
+        nibabel.save(nibabel.Nifti1Image(wide, scan.affine), path)
+    header = "NDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\nElementDataFile = ct.raw\n"
+    for seed, name in enumerate("xy"):
+        (folder / name).mkdir()
+        (folder / name / "ct.mhd").write_text(header)
+        np.random.default_rng(seed).integers(-9, 9, 64, np.int16).tofile(folder / name / "ct.raw")
+    rows = [*good_rows(), *(row_of(name, nifti_path=f"{name}/ct.mhd") for name in "xy")]
+    table = read(folder, rows)
+    assert table.problems == ()
+    assert len(table.series) == 6
+
+
+def test_a_dicom_file_has_the_mark_of_its_series(folder):
+    write_dicom(folder / "x", "1.1", "1.1.1")
+    write_dicom(folder / "y", "1.2", "1.2.1")
+    for file in (folder / "y").iterdir():
+        shutil.copy(file, folder / "x" / f"other_{file.name}")
+    first = content_mark(folder / "x" / "0.dcm")
+    assert first == content_mark(folder / "x" / "1.dcm") != content_mark(folder / "y")
+    assert content_mark(folder / "x" / "other_0.dcm") == content_mark(folder / "y")
+    changed = (folder / "x" / "2.dcm").read_bytes()
+    (folder / "x" / "2.dcm").write_bytes(changed[:-1] + b"\1")
+    assert content_mark(folder / "x" / "0.dcm") != first
+
+
 def test_a_dicom_folder_is_a_scan_and_its_study_is_compared(folder):
     write_dicom(folder / "x", "1.1", "1.1.1")
     write_dicom(folder / "y", "1.2", "1.2.1")
@@ -239,7 +272,6 @@ def test_parts_are_read_under_their_usual_names(folder):
 
 def write_dicom(folder: Path, study: str, series: str) -> None:
     """Write three slices of a CT that stands for a patient of its own."""
-    import numpy as np
     import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -241,6 +242,39 @@ def test_checksum_tells_headers_with_separate_voxels_apart(tmp_path: Path) -> No
     assert scan_sha256(tmp_path / "a" / "t1.mhd") != scan_sha256(tmp_path / "b" / "t1.mhd")
     (tmp_path / "a" / "t1.raw").unlink()
     assert scan_sha256(tmp_path / "a" / "t1.mhd") is None
+    (tmp_path / "a" / "t1.txt").write_text("a note, no voxels")
+    assert scan_sha256(tmp_path / "a" / "t1.mhd") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("ct.mhd", b"NDims = 3\nElementDataFile = voxels.bin\n"),
+        ("ct.nhdr", b"NRRD0004\ntype: short\ndata file: voxels.bin\n"),
+        ("voxels.hdr", b"\x5c\x01\0\0"),
+    ],
+)
+def test_checksum_follows_the_voxels_that_a_header_stands_for_and_nothing_else(
+    tmp_path: Path, name: str, header: bytes
+) -> None:
+    voxels = tmp_path / ("voxels.img" if name.endswith(".hdr") else "voxels.bin")
+    (tmp_path / name).write_bytes(header)
+    assert scan_sha256(tmp_path / name) is None
+    voxels.write_bytes(b"1")
+    first = scan_sha256(tmp_path / name)
+    (tmp_path / f"{Path(name).stem}.txt").write_text("a note, no voxels")
+    assert scan_sha256(tmp_path / name) == first is not None
+    voxels.write_bytes(b"2")
+    assert scan_sha256(tmp_path / name) not in (None, first)
+
+
+def test_checksum_of_voxels_within_their_file_is_that_of_the_file(tmp_path: Path) -> None:
+    for name, content in (
+        ("ct.mha", b"NDims = 3\nElementDataFile = LOCAL\n12"),
+        ("ct.nrrd", b"NRRD0004\ntype: short\n\ndata file: no field but voxels\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert scan_sha256(tmp_path / name) == hashlib.sha256(content).hexdigest()
 
 
 def test_planes_stand_upright_in_radiological_view() -> None:

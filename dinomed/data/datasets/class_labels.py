@@ -54,10 +54,14 @@ def read_labels(source: str, rows: Sequence[LabelledRow], kind: str, targets: Se
         InputError: If the source has no such columns.
     """
     columns = _target_columns(source, rows, kind, targets)
+    mixed = [column for column in columns if _mixes_truth_and_numbers(rows, column)]
     found: list[Found] = []
     problems: list[Problem] = []
     for row in rows:
         try:
+            for column in mixed if kind != "multilabel" else ():
+                if isinstance(row.cells.get(column), bool):
+                    raise InputError(f"has {row.cells[column]} as {column}, other rows have numbers; write one of both")
             found.append((row, _labels_of(row, kind, columns)))
         except InputError as error:
             problems.append(Problem("broken annotation", row.where, str(error)))
@@ -120,9 +124,19 @@ def _labels_of(row: LabelledRow, kind: str, columns: Sequence[str]) -> Labels:
     return {LABEL: tuple(column.removeprefix(PREFIX) for column in columns if _flag(row.cells.get(column), column))}
 
 
+def _mixes_truth_and_numbers(rows: Sequence[LabelledRow], column: str) -> bool:
+    """Whether JSON has both true and 1 as a column's classes, which may mean the same or not."""
+    kinds = {type(row.cells.get(column)) for row in rows}
+    return bool in kinds and bool(kinds & {int, float})
+
+
 def _class_of(cell: Any, column: str) -> str:
     if isinstance(cell, (list, tuple)):
         raise InputError(f"has a list as {column}; write one class, or set task to multilabel")
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)  # 1 and 1.0 are one class
+    if cell is not None and not isinstance(cell, (str, int)):
+        raise InputError(f"has {cell!r} as {column}; write a name or a whole number")
     text = "" if cell is None else str(cell).strip()
     if not text:
         raise InputError(f"has no {column}; fill it, or remove the row")
@@ -198,4 +212,14 @@ def _numbered(source: str, seen: set[str], class_names: ClassNames, declared: Se
         )
     if not names:
         raise InputError(f"{source} has no classes; see class_names and the labels")
+    if unwritable := [name for name in (*names, *names.values()) if not _is_unicode(name)]:
+        raise InputError(
+            f"{source}: the class {unwritable[0]!a} has a name that is no Unicode text, so that no report could name "
+            "it; rename its folder or label"
+        )
     return names
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written; bytes of a folder's name that are no UTF-8 are lone surrogates in Python."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)

@@ -40,7 +40,7 @@ class Division:
         }
 
 
-def divide(found: Sequence[Found], classes: Classes, share: float, seed: int) -> Division:
+def divide(found: Sequence[Found], classes: Classes, share: float, seed: int, parted: bool = False) -> Division:
     """Divide rows as their source does; without a validation part draw one out of those for training.
 
     Args:
@@ -48,8 +48,9 @@ def divide(found: Sequence[Found], classes: Classes, share: float, seed: int) ->
         classes: Of the labels.
         share: Part of the pictures to hold out.
         seed: Of the draw.
+        parted: Whether the source has a validation part, though none of its rows may be left.
     """
-    if any(row.part == "validation" for row, _ in found):
+    if parted or any(row.part == "validation" for row, _ in found):
         training, validation = ([each for each in found if each[0].part == part] for part in ("training", "validation"))
         return Division(training, validation, held_out=False)
     pool = [each for each in found if each[0].part in ("", "training")]

@@ -18,6 +18,7 @@ from dinomed.data.datasets.class_labels import KINDS, Classes, ClassNames, Found
 from dinomed.data.datasets.holdout import Division, data_mark, divide
 from dinomed.data.datasets.image_dataset import ImageDataset, Problem
 from dinomed.data.datasets.labelled_rows import LABEL, LabelledRow, read_rows
+from dinomed.data.datasets.row_checks import without_contradictions, without_namesakes
 from dinomed.errors import InputError
 
 LABELLED_PARTS = ("training", "validation", "test", "all")
@@ -163,26 +164,30 @@ def open_labelled_images(
     ):
         raise InputError(f"validation_share is {validation_share!r}; give a number between 0 and 1, such as 0.2")
     place = str(source)
-    rows = read_rows(source)
+    rows, broken = read_rows(source)
     read = read_labels(place, rows, kind, targets)
-    problems = list(read.problems)
+    problems = [*broken, *read.problems]
     if not read.found:
         raise InputError(f"{problems[0].file} {problems[0].reason}; no row of {place} has a label that can be used")
-    found = _without_repeats(place, read.found, problems)
+    found = without_contradictions(place, read.found, problems)
+    if problems and (strict or not found):  # before what follows from them, such as a class without pictures
+        ImageDataset(place, [], "classification", part, problems=problems, strict=strict)
     base = [each for each in found if each[0].part in ("", "training")] or found
     classes = find_classes(place, read, kind, class_names, base)
     known, unknown = _known(found, classes)
-    division = divide(known, classes, validation_share, seed)
+    parted = any(row.part == "validation" for row in rows)  # what is left out must not be drawn elsewhere
+    division = divide(known, classes, validation_share, seed, parted)
     members, lost = _members(place, known, part, division, seed)
+    members = without_namesakes(members, problems)
     if part == "training" and members:
         _check_training(place, members, kind, classes)
     problems += [problem for row, problem in unknown if part in ("all", row.part or part)]
     missing = [
         Problem("missing pair", row.where, f"names {row.image}, which is not there; correct the path")
         for row, _ in members
-        if not row.image.is_file()
+        if not os.path.isfile(row.image)  # Path.is_file raises for some names, such as very long ones
     ]
-    there = [each for each in members if each[0].image.is_file()] if missing else members
+    there = [each for each in members if os.path.isfile(each[0].image)] if missing else members
     if not members and not problems:
         raise InputError(f"{place} has no {part} pictures{lost}")
     return LabelledImages(place, there, kind, classes, part, [*problems, *missing], strict, division)
@@ -196,29 +201,6 @@ def _target(kind: str, labels: Mapping[str, Sequence[str]], numbers: Mapping[str
     target = torch.zeros(len(numbers[LABEL]))
     target[[numbers[LABEL][raw] for raw in labels[LABEL]]] = 1.0
     return target
-
-
-def _without_repeats(source: str, found: Sequence[Found], problems: list[Problem]) -> list[Found]:
-    """Keep each picture once; note those whose labels or parts contradict each other."""
-    first: dict[str, Found] = {}
-    repeated = 0
-    for row, labels in found:
-        key = os.path.realpath(row.image)
-        if key not in first:
-            first[key] = (row, labels)
-            continue
-        other, others = first[key]
-        if {task: set(raw) for task, raw in labels.items()} != {task: set(raw) for task, raw in others.items()}:
-            said = f"gives {row.image.name} other labels than {other.where}; keep the right one"
-            problems.append(Problem("duplicate image", row.where, said))
-        elif row.part != other.part:
-            said = f"lists {row.image.name} for {row.part or 'no part'}, {other.where} for {other.part or 'no part'}"
-            problems.append(Problem("duplicate image", row.where, f"{said}; keep it in one part"))
-        else:
-            repeated += 1
-    if repeated:
-        logger.warning("%s lists %d pictures more than once; each counts once", source, repeated)
-    return list(first.values())
 
 
 def _known(found: Sequence[Found], classes: Classes) -> tuple[list[Found], list[tuple[LabelledRow, Problem]]]:

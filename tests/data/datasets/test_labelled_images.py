@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,34 @@ def test_columns_that_do_not_fit_the_task_are_named(tmp_path: Path) -> None:
     assert "write 0 or 1" in refused(tmp_path, *rows, kind="multilabel")
 
 
+def test_labels_in_json_are_names_and_whole_numbers(tmp_path: Path) -> None:
+    def write(*given: Any) -> Path:
+        return write_json(tmp_path / "l.json", [{"image": f"{k}.png", "label": each} for k, each in enumerate(given)])
+
+    touch(tmp_path, *(f"{k}.png" for k in range(4)))
+    assert open_labelled_images(write(1, 1.0, "1", 2), "all").label_names == ["1", "2"]
+    assert open_labelled_images(write(True, False, True, False), "all").label_names == ["False", "True"]
+    for bad in ({"x": 0}, float("nan"), 0.5, float("inf")):
+        with pytest.raises(InputError, match=r"item 2 has .* as label; write a name or a whole number"):
+            open_labelled_images(write("a", bad, "b", "a"), "all")
+        data = open_labelled_images(write("a", bad, "b", "a"), "all", strict=False)
+        assert data.label_names == ["a", "b"]
+    with pytest.raises(InputError, match="item 1 has True as label, other rows have numbers"):
+        open_labelled_images(write(True, 1, 0, 0), "all")
+
+
+def test_class_whose_name_no_report_could_hold_is_refused(tmp_path: Path) -> None:
+    for folder in (b"caf\xe9", b"bar"):
+        place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + folder))
+        try:
+            touch(place, "a.jpg", "b.jpg")
+        except OSError:
+            pytest.skip("this disk takes no names that are no UTF-8")
+    with pytest.raises(InputError, match=r"the class 'caf\\udce9' has a name that is no Unicode text") as caught:
+        open_labelled_images(tmp_path, "all")
+    str(caught.value).encode()
+
+
 def test_label_without_a_column_is_not_taken_for_zero(tmp_path: Path) -> None:
     rows = [{"image": f"{k}.png", "label_red": k % 2, "split": "val"} for k in range(4)]
     options = {"part": "validation", "kind": "multilabel"}
@@ -356,7 +385,96 @@ def test_class_called_test_is_a_class(tmp_path: Path) -> None:
     touch(tmp_path / "test", "a.jpg", "b.jpg")
     touch(tmp_path / "control", "c.jpg", "d.jpg")
     assert open_labelled_images(tmp_path, "all").label_names == ["control", "test"]
-    assert {row.part for row in read_rows(tmp_path)} == {""}
+    assert {row.part for row in read_rows(tmp_path)[0]} == {""}
+
+
+def test_flat_class_called_train_is_a_class(tmp_path: Path) -> None:
+    touch(tmp_path / "train", "a.jpg", "b.jpg")
+    touch(tmp_path / "bus", "c.jpg", "d.jpg")
+    assert labels(open_labelled_images(tmp_path, "all")) == {"a.jpg": 1, "b.jpg": 1, "c.jpg": 0, "d.jpg": 0}
+
+
+def test_empty_and_unknown_folders_are_named(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "empty", 2, 1)
+    (root / "train" / "pink").mkdir()
+    with pytest.raises(InputError, match=r"train/pink is a class's folder without pictures; add some, or remove it"):
+        open_labelled_images(root)
+    assert open_labelled_images(root, strict=False).label_names == COLOURS
+    root = make_folders(tmp_path / "unknown", 2, 1)
+    (root / "val").rename(root / "validate")
+    with pytest.raises(InputError, match=r"validate is no part's folder, but holds pictures; call it train, val or"):
+        open_labelled_images(root)
+    (root / "validate").rename(root / ".validate")
+    (root / "val").mkdir()
+    with pytest.raises(InputError, match=r"val holds no folder of a class"):
+        open_labelled_images(root)
+
+
+def test_broken_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = table(tmp_path, ROWS)
+    text = path.read_text()
+    path.write_text(text + ",cat,train\n7.png\n8.png,cat,someday\n9.png,dog,\n")
+    with pytest.raises(InputError, match=r"line 6 names no picture; fill image and 3 more problems"):
+        open_labelled_images(path)
+    data = open_labelled_images(path, strict=False)
+    assert set(labels(data)) == {"0.png", "1.png", "2.png"}
+    assert [problem.reason.split(";")[0] for problem in data.problems] == [
+        "names no picture",
+        "has not as many cells as the header's 3",
+        "has the split 'someday'",
+        "has no split, though other rows have one",
+    ]
+
+
+@pytest.mark.parametrize("image", ["a\0.png", "\ud800.png"])
+def test_picture_whose_name_no_disk_has_is_named_with_its_row(tmp_path: Path, image: str) -> None:
+    table(tmp_path, ROWS)
+    path = write_json(tmp_path / "l.json", [*ROWS, {**ROWS[0], "image": image}])
+    with pytest.raises(InputError, match=r"item 5 names the picture '.*', which is no path"):
+        open_labelled_images(path)
+    assert len(open_labelled_images(path, strict=False)) == 3
+    path = write_json(tmp_path / "l.json", [*ROWS, {**ROWS[0], "image": "a" * 5000}])
+    assert len(open_labelled_images(path, strict=False)) == 3
+
+
+def test_picture_with_two_labels_is_left_out_altogether(tmp_path: Path) -> None:
+    path = table(tmp_path, [*ROWS, {**ROWS[0], "label": "dog"}])
+    assert set(labels(open_labelled_images(path, strict=False))) == {"1.png", "2.png"}
+
+
+def test_patient_in_two_parts_is_refused_and_left_out(tmp_path: Path) -> None:
+    patients = ("p0", "p1", "p2", "p1 ")
+    path = table(tmp_path, [{**row, "patient": patient} for row, patient in zip(ROWS, patients, strict=True)])
+    extra = [{"image": f"{k}.png", "label": "dog", "split": split} for k, split in ((7, "train"), (8, "val"))]
+    with pytest.raises(
+        InputError, match=r"line 5 is of the patient 'p1' for validation, .*line 3 is for training; keep"
+    ):
+        open_labelled_images(path)
+    rows = [{**row, "patient": patient} for row, patient in zip(ROWS, patients, strict=True)]
+    path = table(tmp_path, [*rows, *({**row, "patient": row["image"]} for row in extra)])
+    assert set(labels(open_labelled_images(path, strict=False))) == {"0.png", "2.png", "7.png"}
+    assert set(labels(open_labelled_images(path, "validation", strict=False))) == {"8.png"}
+
+
+def test_nothing_is_held_out_where_the_whole_validation_part_is_left_out(tmp_path: Path) -> None:
+    path = table(tmp_path, [*ROWS[:3], {**ROWS[3], "label": ""}])
+    assert len(open_labelled_images(path, strict=False)) == 3
+    with pytest.raises(InputError, match="line 5 has no label"):
+        open_labelled_images(path, "validation", strict=False)
+
+
+def test_patient_zero_is_a_patient_and_spaces_are_none(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{k}.png" for k in range(4)))
+    rows = [{"image": f"{k}.png", "label": k % 2, "patient": each} for k, each in enumerate((0, "0 ", " ", None))]
+    data = open_labelled_images(write_json(tmp_path / "l.json", rows), "all")
+    assert [item["subject"] for item in data] == ["0", "0", "", ""]
+
+
+def test_different_pictures_of_one_name_are_refused_in_one_part_only(tmp_path: Path) -> None:
+    rows = [{**row, "name": name} for row, name in zip(ROWS, ("a", "b", "a", "a"), strict=True)]
+    assert "line 4 is called 'a' as is" in refused(tmp_path, *rows)
+    assert len(open_labelled_images(tmp_path / "list.csv", "validation")) == 1
+    assert set(labels(open_labelled_images(tmp_path / "list.csv", strict=False))) == {"0.png", "1.png"}
 
 
 def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -75,9 +75,7 @@ class Evaluated:
         if part not in PARTS:
             raise InputError(f"part {part!r} is unknown; choose from {', '.join(PARTS)}")
         require_usable(found, "evaluated", one_class=True)
-        split = (
-            split_of(found, one_class=True) if found.has_parts else Split(found, group_series(found.series), None, None)
-        )
+        split = split_of(found, one_class=True) if found.has_parts else Split(found, group_series(found), None, None)
         series = split.series(part) if found.has_parts else list(found.series)
         if found.has_parts and part == "train" and not allow_seen:
             raise InputError(
@@ -90,19 +88,19 @@ class Evaluated:
             "part": part if found.has_parts else "all rows",
             "series": len(series),
             "rows_left_out": found.rows - len(found.series),
-            "warnings": self._warnings(series, head, found.has_parts, allow_seen),
+            "warnings": self._warnings(series, head, allow_seen),
         }
         for warning in self.about["warnings"]:
             logger.warning("%s", warning)
 
     @staticmethod
-    def _warnings(series: Sequence[Series], head: HeadAbout, parted: bool, allow_seen: bool) -> list[str]:
+    def _warnings(series: Sequence[Series], head: HeadAbout, allow_seen: bool) -> list[str]:
         marks = {each.series_uid: content_mark(each.path) for each in series}
         trained, chose = (
             {uid for uid, mark in marks.items() if mark in known}
             for known in (set(head.seen.get("train", ())), set(head.seen.get("validation", ())))
         )
-        if trained and not parted and not allow_seen:
+        if trained and not allow_seen:
             names = ", ".join(excerpt(name) for name in sorted(trained)[:5]) + (" ..." if len(trained) > 5 else "")
             raise InputError(
                 f"{len(trained)} of the {len(series)} series were trained on ({names}), "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
@@ -19,6 +19,7 @@ from dinomed.transforms.volume_reading import read_grid, read_volume
 
 CHECKS = ("nothing", "header", "voxels")
 MARK_DIGITS = 32
+TO_3D = "convert it to a three-dimensional volume first"
 DICOM_NAMES = ("StudyInstanceUID", "PatientID")
 
 
@@ -111,25 +112,22 @@ def _repeated_uids(series: Sequence[Series]) -> Iterator[Problem]:
 def _one_file_twice(series: Sequence[Series]) -> Iterator[Problem]:
     for rows in _grouped(series, lambda each: os.path.realpath(each.path)).values():
         if len({each.series_uid for each in rows}) > 1:
-            yield from _same_scan(rows, "the file")
+            yield from _same_file(rows)
 
 
-def _same_scan(rows: Sequence[Series], what: str) -> Iterator[Problem]:
-    """Say what is wrong with rows of one scan."""
+def _same_file(rows: Sequence[Series]) -> Iterator[Problem]:
+    """Say what is wrong with rows of one file."""
     studies, patients = ({getattr(each, name) for each in rows} for name in ("study_uid", "patient_id"))
     numbers = _numbers(rows)
+    right = "keep the row that is right"
     if len(patients) > 1:
-        wrong, fix, bad = f"{what} is listed under {len(patients)} patients", "keep the row that is right", rows
+        wrong, fix, bad = f"the file is listed under {len(patients)} patients", right, rows
     elif len(studies) > 1:
-        wrong, fix, bad = f"{what} is listed under {len(studies)} studies", "keep the row that is right", rows
+        wrong, fix, bad = f"the file is listed under {len(studies)} studies", right, rows
     elif len({each.labels for each in rows}) > 1:
-        wrong, fix, bad = (
-            f"{what} is listed {len(rows)} times with different labels",
-            "keep the row that is right",
-            rows,
-        )
+        wrong, fix, bad = f"the file is listed {len(rows)} times with different labels", right, rows
     else:
-        wrong, fix, bad = f"{what} is listed {len(rows)} times", "remove the repeated row", rows[1:]
+        wrong, fix, bad = f"the file is listed {len(rows)} times", "remove the repeated row", rows[1:]
     for each in bad:
         yield Problem(each.row, each.series_uid, f"{wrong} (rows {numbers})", fix)
 
@@ -139,44 +137,83 @@ def _numbers(rows: Sequence[Series]) -> str:
     return ", ".join(numbers[:5]) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
 
 
-def find_unreadable(series: Sequence[Series], check: str, workers: int = 8) -> list[Problem]:
+def find_unreadable(series: Sequence[Series], check: str, workers: int = 8) -> tuple[list[Problem], dict[int, str]]:
     """Find scans that are missing or broken, and those that disagree with what the table says of them.
 
     Args:
         series: The rows.
         check: "nothing" looks at no file, "header" reads headers, "voxels" everything.
         workers: Threads.
+
+    Returns:
+        The problems, and the marks (`content_mark`) of the scans that can be read, by row.
     """
     if check == "nothing":
-        return []
+        return [], {}
     read = read_grid if check == "header" else read_volume
-    paths = {os.path.realpath(each.path): each.path for each in series}
+    places = {each.row: os.path.realpath(each.path) for each in series}
+    paths = {places[each.row]: each.path for each in series}
 
-    def refusal_of(path: Path) -> str:
+    def look(path: Path) -> tuple[str, str, tuple[str, str]]:
         try:
             read(path)
+            return "", content_mark(path), _dicom_names(path)
         except VolumeError as error:
-            return str(error)
-        return ""
+            return str(error), "", ("", "")
 
     with ThreadPoolExecutor(workers) as pool:
-        refusals = dict(zip(paths, pool.map(refusal_of, paths.values()), strict=True))
-        sound = [each for each in series if not refusals[os.path.realpath(each.path)]]
-        marks = dict(zip([each.row for each in sound], pool.map(_mark_or_none, sound), strict=True))
-        names = dict(zip([each.row for each in sound], pool.map(_dicom_names, sound), strict=True))
+        looks = dict(zip(paths, pool.map(look, paths.values()), strict=True))
     found = []
     for each in series:
-        if said := refusals[os.path.realpath(each.path)]:
+        if said := looks[places[each.row]][0]:
             what, _, fix = said.partition("; ")
+            fix = TO_3D if "--frame" in fix else fix
             found.append(Problem(each.row, each.series_uid, what, fix or "correct nifti_path or the file"))
-    for rows in _grouped(sound, lambda each: marks[each.row] or each.row).values():
-        if len({os.path.realpath(each.path) for each in rows}) > 1:
-            # Copies may be meant, such as a blank scan; one that lies in two parts of a split spoils its test.
-            found += [replace(each, remark=True) for each in _same_scan(rows, "one scan, in copies,")]
-    return found + _foreign_files(sound, names)
+    sound = [each for each in series if not looks[places[each.row]][0]]
+    names = {each.row: looks[places[each.row]][2] for each in sound}
+    marks = {each.row: looks[places[each.row]][1] for each in sound}
+    return [*found, *_foreign_files(sound, names), *_shared_patients(sound, names)], marks
 
 
-def _foreign_files(series: Sequence[Series], names: dict[int, tuple[str, str]]) -> list[Problem]:
+def find_copies(series: Sequence[Series], marks: Mapping[int, str]) -> Iterator[Problem]:
+    """Find copies of one scan in several files.
+
+    Copies that agree are used, because they may be meant, and only remarked; a split keeps them together.
+
+    Args:
+        series: Rows that can be used so far.
+        marks: Of the scans by row.
+    """
+    known = [each for each in series if each.row in marks]
+    for rows in _grouped(known, lambda each: marks[each.row]).values():
+        if len({os.path.realpath(each.path) for each in rows}) < 2:
+            continue
+        studies = len({each.study_uid for each in rows})
+        patients = len({each.patient_id for each in rows} - {""})
+        remark = patients < 2 and len({each.labels for each in rows}) == 1
+        if patients > 1:
+            said, fix = f"is listed under {patients} patients", "keep the row that is right"
+        elif not remark:
+            said, fix = f"is listed {len(rows)} times with different labels", "keep the row that is right"
+        else:
+            said = f"is listed under {studies} studies" if studies > 1 else f"is listed {len(rows)} times"
+            fix = "it is used, and stays in one part of a split; remove the copies if they are not meant"
+        for each in rows:
+            what = f"one scan, in copies, {said} (rows {_numbers(rows)})"
+            yield Problem(each.row, each.series_uid, what, fix, remark=remark)
+
+
+def _shared_patients(series: Sequence[Series], names: Mapping[int, tuple[str, str]]) -> Iterator[Problem]:
+    """Remark studies whose DICOM files name one patient while the table names none for them."""
+    nameless = [each for each in series if names[each.row][1] and not each.patient_id]
+    for rows in _grouped(nameless, lambda each: names[each.row][1]).values():
+        if (count := len({each.study_uid for each in rows})) > 1:
+            what = f"DICOM files of {count} studies name one patient, and the table none (rows {_numbers(rows)})"
+            fix = "fill in patient_id if that is so, or else a split may tear the patient apart"
+            yield Problem(rows[0].row, rows[0].series_uid, what, fix, remark=True)
+
+
+def _foreign_files(series: Sequence[Series], names: Mapping[int, tuple[str, str]]) -> list[Problem]:
     """Find studies of the table that mix the files of several DICOM studies or patients, and the reverse.
 
     The table may name studies as it likes, but one name must stand for one study of the files.
@@ -197,9 +234,8 @@ def _foreign_files(series: Sequence[Series], names: dict[int, tuple[str, str]]) 
     return list(found.values())
 
 
-def _dicom_names(series: Series) -> tuple[str, str]:
+def _dicom_names(path: Path) -> tuple[str, str]:
     """StudyInstanceUID and PatientID of a DICOM series, only to be compared; empty where there are none."""
-    path = series.path
     if path.is_dir():
         files = sorted(each for each in path.iterdir() if is_dicom_file(each))
         if not files:
@@ -214,13 +250,6 @@ def _dicom_names(series: Series) -> tuple[str, str]:
         return str(header.get(DICOM_NAMES[0], "")), str(header.get(DICOM_NAMES[1], ""))
     except Exception:  # what else is wrong with it is told by who reads its voxels
         return "", ""
-
-
-def _mark_or_none(series: Series) -> str | None:
-    try:
-        return content_mark(series.path)
-    except VolumeError:
-        return None
 
 
 def content_mark(path: str | os.PathLike[str]) -> str:

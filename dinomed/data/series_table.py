@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinomed.data.series_checks import CHECKS, Problem, Series, find_conflicts, find_unreadable
+from dinomed.data.series_checks import CHECKS, Problem, Series, find_conflicts, find_copies, find_unreadable
 from dinomed.errors import InputError
 from dinomed.transforms.volume_checks import excerpt, shown
 
@@ -44,6 +44,8 @@ class SeriesTable:
         series: The rows that can be used, in the file's order.
         problems: What is wrong, row by row; problems of the whole table come first.
         rows: How many rows the file has.
+        links: Pairs of names, of study and patient or study and scan, that belong together by what any row says, also
+            one that is left out.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class SeriesTable:
     series: tuple[Series, ...]
     problems: tuple[Problem, ...]
     rows: int
+    links: tuple[tuple[str, str], ...] = ()
 
     @property
     def has_parts(self) -> bool:
@@ -96,19 +99,37 @@ def read_series_table(
     if ignore_parts:
         columns = tuple("" if column == "part" else column for column in columns)
     read: list[Series] = []
+    links: set[tuple[str, str]] = set()
     for number, row in rows:
+        links |= _patient_link(row, columns)
         series, found = _series_of(number, row, columns, labels, root)
         problems += found
         if series is not None:
             read.append(series)
     bad = {problem.row for problem in problems}
     problems += find_conflicts([series for series in read if series.row not in bad])
-    problems += find_unreadable(read, check, workers)
-    bad = {problem.row for problem in problems if not problem.remark}
+    found, marks = find_unreadable(read, check, workers)
+    problems += found
+    problems += find_copies([series for series in read if series.row not in _bad_rows(problems)], marks)
+    links |= {(f"study {each.study_uid}", f"scan {marks[each.row]}") for each in read if each.row in marks}
+    bad = _bad_rows(problems)
     lacking = any(problem.fatal for problem in problems)
     good = () if lacking else tuple(series for series in read if series.row not in bad)
     ordered = tuple(sorted(problems, key=lambda problem: problem.row or 0))
-    return SeriesTable(place, root, tuple(labels), columns, good, ordered, len(rows))
+    return SeriesTable(place, root, tuple(labels), columns, good, ordered, len(rows), tuple(sorted(links)))
+
+
+def _bad_rows(problems: Sequence[Problem]) -> set[int | None]:
+    return {problem.row for problem in problems if not problem.remark}
+
+
+def _patient_link(row: Sequence[str], columns: Sequence[str]) -> set[tuple[str, str]]:
+    """Study and patient of a row, where it names both; empty where its cells are not those of the columns."""
+    if any(cell.strip() for cell in row[len(columns) :]):
+        return set()
+    cells = {column: cell.strip() for column, cell in zip(columns, row, strict=False)}
+    study, patient = cells.get("study_uid"), cells.get("patient_id")
+    return {(f"study {study}", f"patient {patient}")} if study and patient else set()
 
 
 def require_usable(table: SeriesTable, what: str = "trained on", one_class: bool = False) -> None:

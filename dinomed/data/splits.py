@@ -73,7 +73,7 @@ def split_table(table: SeriesTable, fractions: Sequence[float] = FRACTIONS, seed
     shares = check_fractions(fractions)
     if type(seed) is not int or seed < 0:
         raise InputError(f"seed is {seed!r}; give a whole number from 0 on")
-    groups = group_series(table.series)
+    groups = group_series(table)
     names = sorted(set(groups.values()))
     used = sum(share > 0 for share in shares)
     if len(names) < used:
@@ -104,7 +104,7 @@ def split_of(
     if not table.has_parts:
         return split_table(table, fractions, seed)
     require_usable(table, one_class=one_class)
-    groups = group_series(table.series)
+    groups = group_series(table)
     parts_of: dict[str, set[str]] = defaultdict(set)
     for each in table.series:
         parts_of[groups[each.row]].add(each.part)
@@ -112,7 +112,8 @@ def split_of(
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
         raise InputError(
             f"{shown(table.path)}: {', '.join(excerpt(name) for name in twice[:5])}{more} in more than one part, so "
-            "that the test would know its answers; give each patient and each study one part, or remove the column part"
+            "that the test would know its answers; give each patient, each study and all copies of one scan one part, "
+            "or remove the column part"
         )
     return Split(table, groups, None, None)
 
@@ -131,13 +132,24 @@ def check_fractions(fractions: Any) -> tuple[float, ...]:
     return tuple(float(each) for each in numbers)
 
 
-def group_series(series: Sequence[Series]) -> dict[int, str]:
-    """Name each series' group by its row: the patient where any series of the study has one, else the study."""
-    patient_of = {each.study_uid: each.patient_id for each in series if each.patient_id}
-    return {
-        each.row: f"patient {patient_of[each.study_uid]}" if each.study_uid in patient_of else f"study {each.study_uid}"
-        for each in series
-    }
+def group_series(table: SeriesTable) -> dict[int, str]:
+    """Name each series' group by its row: the patient where any row of the table knows one, else the study.
+
+    Studies with copies of one scan are one group, and so are patients whom studies or copies bind together. Rows that
+    are left out count too: what they say of patients and copies must not tear a group apart.
+    """
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while (above := leader.setdefault(name, name)) != name:
+            leader[name] = leader[above]
+            name = above
+        return name
+
+    for one, other in table.links:
+        first, second = sorted((find(one), find(other)), key=lambda name: (name.startswith("scan "), name))
+        leader[second] = first  # a patient gives the name before a study, and never a scan
+    return {each.row: find(f"study {each.study_uid}") for each in table.series}
 
 
 def group_answers(series: Sequence[Series], groups: Mapping[int, str], names: Sequence[str]) -> Answers:

@@ -225,6 +225,19 @@ def test_a_table_without_parts_is_scored_whole_unless_it_holds_what_was_trained_
     assert len(new.items) == 8
 
 
+def test_the_test_part_of_another_split_is_refused_where_it_was_trained_on(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    used = {row["series_uid"] for row in csv.DictReader((trained / "split.csv").open()) if row["part"] == "train"}
+    header, *rows = (data / "series.csv").read_text().splitlines()
+    parts = ["test" if row.split(",")[2] in used else "train" for row in rows]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join([f"{header},part", *map(",".join, zip(rows, parts, strict=True))]) + "\n")
+    with pytest.raises(InputError, match="25 of the 25 series were trained on"):
+        scored(trained, table, data_root=data)
+    assert len(scored(trained, table, allow_seen=True, data_root=data).items) == 25
+
+
 def test_scans_without_any_finding_can_be_evaluated(places: dict[str, str], trained: Path, tmp_path: Path) -> None:
     table = write_series(tmp_path, 4)
     for k in range(4):

@@ -145,8 +145,42 @@ def test_copies_of_one_scan_under_two_studies_are_remarked_but_kept(folder):
     shutil.copy(folder / "a.nii", folder / "d.nii")
     assert content_mark(folder / "a.nii") == content_mark(folder / "d.nii") != content_mark(folder / "b.nii")
     table = read(folder, good_rows())
-    assert "one scan, in copies, is listed under 2 studies" in told(table, 5)
+    assert "one scan, in copies, is listed under 2 studies (rows 2, 5)" in told(table, 5)
     assert len(table.series) == 4
+
+
+def test_copies_that_contradict_each_other_are_left_out(folder):
+    for name in "ef":
+        shutil.copy(folder / "a.nii", folder / f"{name}.nii")
+    rows = [*good_rows(), row_of("e", (1, 1, 0, 0, 0, 0))]
+    table = read(folder, rows)
+    assert [series.row for series in table.series] == [3, 4, 5]
+    assert (
+        told(table, 2) == told(table, 6) == "one scan, in copies, is listed 2 times with different labels (rows 2, 6)"
+    )
+    rows = [{**row, "patient_id": row["series_uid"]} for row in (*good_rows(), row_of("e"))]
+    table = read(folder, rows)
+    assert [series.row for series in table.series] == [3, 4, 5]
+    assert told(table, 6) == "one scan, in copies, is listed under 2 patients (rows 2, 6)"
+    broken = [*good_rows(), row_of("e", label_any="?")]  # what is no answer contradicts nothing
+    assert [series.row for series in read(folder, broken).series] == [2, 3, 4, 5]
+
+
+def test_a_scan_with_frames_is_to_be_converted(folder):
+    nibabel.save(nibabel.Nifti1Image(np.arange(960, dtype=np.int16).reshape(8, 10, 6, 2), np.eye(4)), folder / "d.nii")
+    (problem,) = read(folder, good_rows(), check="voxels").problems
+    assert "four-dimensional" in problem.what
+    assert problem.fix == "convert it to a three-dimensional volume first"
+
+
+def test_studies_whose_dicom_files_name_one_patient_are_remarked(folder):
+    write_dicom(folder / "x", "1.1", "1.1.1")
+    write_dicom(folder / "y", "1.2", "1.2.1", first=7)
+    rows = [*good_rows(), row_of("x", nifti_path="x"), row_of("y", nifti_path="y")]
+    table = read(folder, rows)
+    assert told(table, 6) == "DICOM files of 2 studies name one patient, and the table none (rows 6, 7)"
+    assert len(table.series) == 6
+    assert read(folder, [{**row, "patient_id": row["series_uid"]} for row in rows]).problems == ()
 
 
 def test_scans_that_differ_only_within_are_not_taken_for_copies(folder):
@@ -270,7 +304,7 @@ def test_parts_are_read_under_their_usual_names(folder):
     assert len(read(folder, rows, ignore_parts=True).series) == 4
 
 
-def write_dicom(folder: Path, study: str, series: str) -> None:
+def write_dicom(folder: Path, study: str, series: str, first: int = 0) -> None:
     """Write three slices of a CT that stands for a patient of its own."""
     import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset
@@ -289,5 +323,5 @@ def write_dicom(folder: Path, study: str, series: str) -> None:
         item.BitsAllocated = item.BitsStored = 16
         item.HighBit, item.PixelRepresentation, item.SamplesPerPixel = 15, 1, 1
         item.PhotometricInterpretation, item.RescaleSlope, item.RescaleIntercept = "MONOCHROME2", 1, 0
-        item.PixelData = np.arange(64, dtype=np.int16).tobytes()
+        item.PixelData = np.arange(first, first + 64, dtype=np.int16).tobytes()
         pydicom.dcmwrite(folder / f"{k}.dcm", item, enforce_file_format=True)

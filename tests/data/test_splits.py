@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from series_tables import LABELS, row_of, write_ct, write_table
 
 from dinomed.data.series_table import PARTS, read_series_table
-from dinomed.data.splits import FRACTIONS, split_of, split_table, write_split
+from dinomed.data.splits import FRACTIONS, group_series, split_of, split_table, write_split
 from dinomed.data.stratification import stratify
 from dinomed.errors import InputError
 
@@ -202,3 +203,37 @@ def test_parts_of_a_table_that_tear_a_patient_apart_are_refused(tmp_path):
     ]
     with pytest.raises(InputError, match=r"patient P0, patient P1.* in more than one part"):
         split_of(table_of(tmp_path, rows))
+
+
+def test_copies_of_one_scan_stay_together_whatever_their_studies(tmp_path):
+    rows = [row_of(f"{k}", answers) for k, answers in enumerate(patterns(30))]
+    for k in range(30):
+        write_ct(tmp_path / f"{k}.nii", k)
+    copies = [row_of(f"copy {k}", patterns(1)[0]) for k in range(11)]
+    for row in copies:
+        shutil.copy(tmp_path / "0.nii", tmp_path / row["nifti_path"])
+    path = write_table(tmp_path / "table.csv", [*rows, *copies])
+    for seed in range(3):
+        split = split_table(read_series_table(path), seed=seed)
+        parts = parts_by_series(split)
+        assert len(parts) == 41
+        assert len({parts[row["series_uid"]] for row in [rows[0], *copies]}) == 1
+        assert len(set(split.groups.values())) == 30
+        assert {name.split(" ")[0] for name in split.groups.values()} == {"study"}
+    torn = [{**row, "part": PARTS[k % 3]} for k, row in enumerate([*rows, *copies])]
+    with pytest.raises(InputError, match=r"study study .* in more than one part"):
+        split_of(read_series_table(write_table(tmp_path / "torn.csv", torn)))
+
+
+def test_what_a_row_that_is_left_out_says_of_a_patient_counts(tmp_path):
+    rows = [{**row_of(f"{k}", answers), "patient_id": ""} for k, answers in enumerate(patterns(30))]
+    rows.append({**row_of("A1", study_uid="A"), "patient_id": ""})
+    rows.append({**row_of("A2", study_uid="A", label_any="?"), "patient_id": "P"})
+    rows.append({**row_of("B1", study_uid="B"), "patient_id": "P"})
+    rows.append({**row_of("C1", study_uid="C"), "patient_id": ""})
+    rows.append({**row_of("C2", study_uid="C", nifti_path=""), "patient_id": "P"})
+    table = table_of(tmp_path, rows)
+    groups = group_series(table)
+    named = {series.series_uid: groups[series.row] for series in table.series}
+    assert named["series A1"] == named["series B1"] == named["series C1"] == "patient P"
+    assert named["series 3"] == "study study 3"

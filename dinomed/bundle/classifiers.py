@@ -122,6 +122,8 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         WeightsError: If it says nothing, or what only another version of dinomed understands.
     """
+    if not Path(path).is_file():
+        read_weights(Path(path))  # says what is wrong
     state = os.stat(path)
     # Configurations ask for many settings of one large file.
     about = copy.deepcopy(_about_in(os.fspath(path), state.st_mtime_ns, state.st_size))

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +87,18 @@ class FeatureCache:
 def _read(entry: Path) -> Features | None:
     """Read an entry; None where there is none or it is damaged."""
     try:
-        with np.load(entry, allow_pickle=False) as stored:
+        stored = np.load(entry, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("it is no archive of arrays")
+        with stored:
             arrays = {name: stored[name] for name in (*_ARRAYS, "axis")}
             checksum = str(stored["checksum"])
+        features = Features(arrays["slices"], arrays["indices"], arrays["volume"], int(arrays["axis"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # whatever zipfile and NumPy make of damaged bytes
         logger.warning("%s is damaged (%s) and is made anew", entry, error)
         return None
-    features = Features(arrays["slices"], arrays["indices"], arrays["volume"], int(arrays["axis"]))
     if checksum != _checksum(features):
         logger.warning("%s is damaged (its checksum is wrong) and is made anew", entry)
         return None

@@ -96,7 +96,7 @@ def test_a_changed_file_is_embedded_again(scan, tmp_path, counted):
     assert len(counted) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "bit", "other"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "bit", "encrypted", "array", "axes", "other"])
 def test_a_damaged_entry_is_made_anew(scan, tmp_path, counted, damage):
     cache, extractor = FeatureCache(tmp_path / "cache"), make_extractor()
     wanted = cache.features(extractor, scan)
@@ -104,13 +104,25 @@ def test_a_damaged_entry_is_made_anew(scan, tmp_path, counted, damage):
     content = bytearray(entry.read_bytes())
     if damage == "bit":
         content[len(content) // 3] ^= 4
-    if damage == "other":  # a sound file with other numbers and the old checksum
+    if damage == "encrypted":  # as one bit of the archive's list says
+        content[content.rindex(b"PK\1\2") + 8] |= 1
+        content[content.index(b"PK\1\2") + 8] |= 1
+    if damage == "array":
+        with entry.open("wb") as stream:
+            np.save(stream, wanted.volume)
+    elif damage == "axes":
+        with np.load(entry) as stored:
+            arrays = dict(stored)
+        np.savez(entry, **{**arrays, "axis": np.arange(2)})
+    elif damage == "other":  # a sound file with other numbers and the old checksum
         with np.load(entry) as stored:
             arrays = dict(stored)
         arrays["slices"] = arrays["slices"] + 1
         np.savez(entry, **arrays)
     else:
-        entry.write_bytes({"cut": content[:200], "empty": b"", "garbage": b"x" * 500, "bit": content}[damage])
+        entry.write_bytes(
+            {"cut": content[:200], "empty": b"", "garbage": b"x" * 500, "bit": content, "encrypted": content}[damage]
+        )
     found = cache.features(extractor, scan)
     np.testing.assert_array_equal(found.slices, wanted.slices)
     np.testing.assert_array_equal(cache.features(extractor, scan).slices, wanted.slices)

@@ -53,6 +53,7 @@ class Evaluated:
         part: Part to take.
         head: What the head's file says.
         allow_seen: Whether series that were trained on may be scored.
+        check: What of a scan is read, see `read_series_table`.
 
     Attributes:
         items: For an `EmbeddedSeries`.
@@ -70,8 +71,9 @@ class Evaluated:
         part: str,
         head: HeadAbout,
         allow_seen: bool = False,
+        check: str = "voxels",
     ) -> None:
-        found = read_series_table(table, labels, data_root)
+        found = read_series_table(table, labels, data_root, check)
         if part not in PARTS:
             raise InputError(f"part {part!r} is unknown; choose from {', '.join(PARTS)}")
         require_usable(found, "evaluated", one_class=True)

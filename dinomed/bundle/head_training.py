@@ -21,7 +21,7 @@ from dinomed.data.familiarity import measure_familiarity
 from dinomed.data.features import FeatureExtractor
 from dinomed.data.series_checks import Series, content_mark
 from dinomed.data.series_table import read_series_table
-from dinomed.data.splits import Split, split_of, write_split, write_text
+from dinomed.data.splits import Split, keep_table, split_of, write_split, write_text
 from dinomed.errors import InputError, WeightsError
 from dinomed.handlers.processes import bare, rank
 from dinomed.metrics.calibration import apply_platt, fit_platt
@@ -40,6 +40,7 @@ def open_split(
     fractions: Sequence[float],
     seed: int,
     output_dir: str | Path,
+    check: str = "voxels",
 ) -> Split:
     """Read the table of a training, split it where it names no parts, and write the split into the output folder.
 
@@ -50,12 +51,14 @@ def open_split(
         fractions: Sizes of the parts.
         seed: Of the split.
         output_dir: Where split.csv, split_summary.json and problems.csv go.
+        check: What of a scan is read, see `read_series_table`.
 
     Raises:
         InputError: If the table cannot be used.
         OutputError: If the files cannot be written.
     """
-    found = read_series_table(table, labels, data_root)
+    found = read_series_table(table, labels, data_root, check)
+    keep_table(found.path, output_dir)
     split = split_of(found, fractions, seed)
     for part in ("train", "validation"):
         split.series(part)

@@ -32,7 +32,9 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--fractions", metavar="A,B,C", default="0.7,0.15,0.15", help="default: 0.7,0.15,0.15")
     parser.add_argument("--seed", type=int, default=42, help="default: 42")
     parser.add_argument("--labels", metavar="NAME,...", help="default: any and the five kinds of bleeding")
-    parser.add_argument("--voxels", action="store_true", help="read all voxels of every scan, not only the header")
+    parser.add_argument(
+        "--header-only", action="store_true", help="do not read all voxels of every scan, which finds torn files"
+    )
     parser.set_defaults(run=run)
 
 
@@ -60,10 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _split(arguments: argparse.Namespace, fractions: list[float]) -> dict[str, Any]:
     from dinomed.data.series_table import HEMORRHAGE_LABELS, problems_csv, read_series_table
-    from dinomed.data.splits import PROBLEMS_FILE, split_table, write_split, write_text
+    from dinomed.data.splits import PROBLEMS_FILE, keep_table, split_table, write_split, write_text
 
     named = HEMORRHAGE_LABELS if arguments.labels is None else read_labels(arguments.labels)
-    check = "voxels" if arguments.voxels else "header"
+    check = "header" if arguments.header_only else "voxels"
+    keep_table(arguments.table, arguments.output)
     table = read_series_table(arguments.table, named, arguments.data_root, check, ignore_parts=True)
     output = Path(arguments.output)
     if table.problems:

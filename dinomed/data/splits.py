@@ -226,14 +226,32 @@ def write_split(split: Split, folder: str | Path, rebase: bool = False) -> dict[
         The summary.
 
     Raises:
+        InputError: If one of the files is the table itself.
         OutputError: If a file cannot be written.
     """
-    summary = summarise(split)
     place = Path(folder)
+    keep_table(split.table.path, place)
+    summary = summarise(split)
     write_text(place / SPLIT_FILE, _split_csv(split, place if rebase else None))
     write_text(place / PROBLEMS_FILE, problems_csv(split.table.problems))
     write_text(place / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
+
+
+def keep_table(table: str | Path, folder: str | Path) -> None:
+    """Refuse to write a split over the table that it is made of.
+
+    Args:
+        table: The table.
+        folder: Where the split's files go.
+
+    Raises:
+        InputError: If one of them is the table.
+    """
+    for name in (SPLIT_FILE, SUMMARY_FILE, PROBLEMS_FILE):
+        target = Path(folder) / name
+        if target.exists() and target.samefile(Path(table).expanduser()):
+            raise InputError(f"{shown(target)} is the table itself, which a split would overwrite; name another folder")
 
 
 def _split_csv(split: Split, folder: Path | None) -> str:

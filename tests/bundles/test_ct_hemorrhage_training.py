@@ -26,6 +26,7 @@ from series_tables import LABELS, write_ct
 from dinomed.bundle.causes import own_error
 from dinomed.bundle.head_checkpoint import HeadAbout, read_about
 from dinomed.bundle.head_evaluation import Evaluated
+from dinomed.bundle.head_training import open_split
 from dinomed.cli.main import main
 from dinomed.data.embedded_series import collate_bags
 from dinomed.data.feature_cache import FeatureCache
@@ -335,9 +336,22 @@ def test_series_that_break_while_they_are_embedded_stop_the_training_and_are_all
     parts = ["part", *("train" if k < 20 else ("validation", "test")[k // 2 % 2] for k in range(36))]
     table = tmp_path / "data" / "parts.csv"
     table.write_text("\n".join(f"{row},{part}" for row, part in zip(rows, parts, strict=True)) + "\n")
-    settings = {**places, **TINY_TRAINING, "table": str(table), "output_dir": str(tmp_path / "out")}
+    settings = {**places, **TINY_TRAINING, "table": str(table), "output_dir": str(tmp_path / "out"), "check": "header"}
     fails(InputError, "2 of 20 series cannot be embedded: series 3 (", lambda: run(["train"], "training", **settings))
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_scans_without_sound_voxels_leave_before_the_split(data: Path, trained: Path, tmp_path: Path) -> None:
+    for k in range(36):
+        shutil.copy(data / f"{k}.nii", tmp_path)
+    content = (tmp_path / "3.nii").read_bytes()
+    (tmp_path / "3.nii").write_bytes(content[:352] + bytes(len(content) - 352))
+    table = shutil.copy(data / "series.csv", tmp_path)
+    split = open_split(table, None, LABELS, (0.7, 0.15, 0.15), 42, tmp_path / "out")
+    assert "series 3" not in {series.series_uid for series in split.table.series}
+    assert len(split.table.series) == len(scored(trained, Path(table), allow_seen=True).items) == 35
+    with pytest.raises(InputError, match="is the table itself"):
+        open_split(shutil.copy(table, tmp_path / "split.csv"), None, LABELS, (0.7, 0.15, 0.15), 42, tmp_path)
 
 
 def test_a_validation_part_without_both_classes_stops_the_training(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -70,6 +71,28 @@ def test_splitting_a_split_anew_gives_other_parts(table, tmp_path):
     assert one.keys() == other.keys()
     assert one != other
     assert list(read(second / "split.csv")[0]) == list(read(first / "split.csv")[0])
+
+
+def test_torn_scans_are_left_out_of_the_split_unless_only_headers_are_read(table, tmp_path, capsys):
+    packed = gzip.compress((tmp_path / "scans" / "n0.nii").read_bytes())
+    (tmp_path / "scans" / "torn.nii.gz").write_bytes(packed[: len(packed) * 2 // 3])
+    table.write_text(table.read_text().replace("scans/n0.nii", "scans/torn.nii.gz"))
+    assert main(["data", "split", str(table), "--output", str(tmp_path / "out")]) == 0
+    assert "19 of 21 series are split" in capsys.readouterr().out
+    assert "torn.nii.gz" in (tmp_path / "out" / "problems.csv").read_text()
+    assert main(["data", "split", str(table), "--output", str(tmp_path / "quick"), "--header-only"]) == 0
+    assert "20 of 21 series are split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["split.csv", "problems.csv"])
+def test_a_table_is_not_overwritten_by_its_own_split(table, tmp_path, capsys, name):
+    table = table.rename(tmp_path / name)
+    before = table.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for output in (tmp_path, tmp_path / "link"):
+        assert main(["data", "split", str(table), "--output", str(output)]) == 2
+        assert "is the table itself" in capsys.readouterr().err
+    assert table.read_bytes() == before
 
 
 @pytest.mark.parametrize(

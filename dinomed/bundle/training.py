@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from dinomed.bundle.distribution import (
     process_device,
     process_rank,
 )
-from dinomed.errors import InputError
+from dinomed.errors import InputError, WeightsError
 from dinomed.handlers.processes import bare
+from dinomed.networks.weight_files import read_weights
 
 __all__ = [
     "check_device",
@@ -68,13 +69,19 @@ def prepare_run(seed: int, deterministic: bool = True) -> None:
     torch.set_flush_denormal(True)
 
 
-def start_network(network: nn.Module, initial_weights: str | Path | None, device: torch.device | str) -> nn.Module:
+def start_network(
+    network: nn.Module,
+    initial_weights: str | Path | None,
+    device: torch.device | str,
+    labels: Sequence[str] | None = None,
+) -> nn.Module:
     """Move a network to its device, with weights from a file if one is named.
 
     Args:
         network: the network as the configuration builds it.
         initial_weights: file of a state dict of the whole network, or None.
         device: where to train.
+        labels: of the network's answers; a file that names others is refused.
 
     Raises:
         InputError: if there is no such device here.
@@ -83,6 +90,12 @@ def start_network(network: nn.Module, initial_weights: str | Path | None, device
     check_device(device)
     if initial_weights is not None:
         network = load_network(network, initial_weights, device)
+        about = None if labels is None else read_weights(Path(initial_weights)).get("about")
+        if labels is not None and isinstance(about, Mapping) and list(about.get("labels", labels)) != list(labels):
+            raise WeightsError(
+                f"{initial_weights} was trained for the labels {', '.join(map(str, about['labels']))}, and the "
+                f"configuration has {', '.join(labels)}; set labels to the former, or initial_weights to another file"
+            )
     return network.to(device).to(memory_format=torch.channels_last)
 
 

@@ -443,3 +443,10 @@ def test_a_scan_that_was_trained_on_is_known_again_under_another_name(
     (tmp_path / "table.csv").write_text(f"{header}\na,b,renamed.nii,1,1,0,0,0,0\n")
     with pytest.raises(InputError, match=r"1 of the 1 series were trained on \(b\)"):
         scored(trained, tmp_path / "table.csv")
+
+
+def test_a_head_for_other_labels_is_no_start(places: dict[str, str], trained: Path) -> None:
+    head = {**places, **TINY_TRAINING, "initial_weights": str(trained / "best.pt")}
+    assert workflow(["train"], "training", **head).parser.get_parsed_content("network") is not None
+    other = workflow(["train"], "training", **head, labels=[*LABELS[:5], "fracture"])
+    fails(WeightsError, "was trained for the labels any, epidural", lambda: other.parser.get_parsed_content("network"))

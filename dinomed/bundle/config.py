@@ -58,8 +58,13 @@ def program_configs(root: Path, name: str) -> list[str]:
     """
     own = config_file(root, name)
     reason = ""
-    # evaluate_files changes the evaluation first of all, even where it could be laid over the inference too.
-    bases = sorted(BASES, key=lambda base: not (base and name.startswith(f"{base[-1]}_")))
+    if "bundle_root" in load_config(own):  # whole by itself, such as train_backbone beside train
+        bases: list[tuple[str, ...]] = [()]
+    else:
+        # evaluate_files changes the evaluation first of all, even where it could be laid over the inference too.
+        bases = sorted(
+            BASES, key=lambda base: not (base and (name.startswith(f"{base[-1]}_") or name == f"multi_gpu_{base[-1]}"))
+        )
     for base in bases:
         if name in base or not set(base) <= set(config_names(root)):
             continue

@@ -20,7 +20,7 @@ from dinomed.data.synthetic_ct import draw_ct_parameters, kinds_shown, scan_slic
 from dinomed.errors import InputError, OutputError
 from dinomed.transforms.volume_folders import case_name
 
-SIZE = 224
+SIZE = 288
 """Rows and columns of a slice, as in training: the field of view is 190 to 258 mm."""
 
 

@@ -74,7 +74,7 @@ class DrawBleedingSlices(Randomizable, Transform):
         std: Sequence[float],
         heads_per_item: int = 4,
         slices_per_head: int = 8,
-        size: int = 224,
+        size: int = 288,
         without_bleeding: float = WITHOUT_BLEEDING,
         through_blood: float = 0.5,
     ) -> None:

@@ -30,7 +30,7 @@ from dinomed.data.scan_parameters import SynthesisSettings, draw_scan_parameters
 from dinomed.data.synthesis import interpolate_knots
 
 SLICE_MM = (2.5, 6.0)
-IN_PLANE_MM = (0.85, 1.15)
+IN_PLANE_MM = (0.66, 0.9)
 SMALLEST_AREA_MM2 = 25.0
 """Blood in a slice from which on the slice counts as showing its kind."""
 
@@ -109,7 +109,7 @@ def draw_ct_parameters(generator: np.random.Generator) -> CTParameters:
         blur_mm=float(generator.uniform(0.5, 1.1)),
         noise_hu=float(generator.uniform(1.0, 5.0)),
         streaks_hu=float(generator.uniform(0.0, 10.0)),
-        filling=float(generator.uniform(0.55, 1.0)),
+        filling=float(generator.uniform(0.7, 1.0)),
         holder_mm=(float(generator.uniform(104, 118)), float(generator.uniform(2, 9) * (generator.random() < 0.5))),
         holder_hu=float(generator.uniform(-700, 150)),
         seed=seed,
@@ -147,7 +147,7 @@ def _draw_tissues(generator: np.random.Generator) -> tuple[Tensor, Tensor]:
 
 
 def scan_slices(
-    classes: Tensor, parameters: CTParameters, heights_mm: Sequence[float], size: int = 224
+    classes: Tensor, parameters: CTParameters, heights_mm: Sequence[float], size: int = 288
 ) -> tuple[Tensor, Tensor]:
     """Scan slices of a head.
 
@@ -187,9 +187,12 @@ def scan_slices(
     slices = slices + _noise(share, p, random)
     kinds = (drawn.view(len(heights_mm), steps, size, size).int() - FIRST_BLEED_CLASS + 1).clamp(min=0)
     kinds[kinds > len(KINDS)] = 0
-    present = torch.stack([(kinds == index).sum(1) for index in range(len(KINDS) + 1)], dim=1)
-    present[:, 0] = 0
-    shown = torch.where(2 * present.amax(1) >= steps, present.argmax(1), 0).to(torch.int8)
+    most, shown = torch.zeros_like(kinds[:, 0]), torch.zeros_like(kinds[:, 0])
+    for index in range(1, len(KINDS) + 1):
+        count = (kinds == index).sum(1, dtype=torch.int32)
+        shown = torch.where(count > most, index, shown)
+        most = torch.maximum(most, count)
+    shown = torch.where(2 * most >= steps, shown, 0).to(torch.int8)
     return slices.clamp_(-1024.0, 3071.0), shown
 
 

@@ -26,14 +26,14 @@ def present_kinds(maps: Tensor, num_kinds: int, smallest_pixels: int) -> Tensor:
 
 
 class PresenceLoss(nn.Module):
-    """Binary cross-entropy of images and of their patches, added.
+    """Binary cross-entropy of images and of their patches or cells, added.
 
     Args:
         num_kinds: Number of kinds; the network gives one logit more, "any" in front.
         smallest_pixels: A kind with fewer pixels in an image does not count.
-        smallest_share: Part of a patch that a kind must cover to count there.
+        smallest_share: Part of a patch or cell that a kind must cover to count there.
         patch_weight: Of the patches' loss.
-        positive_weight: Of patches that show a kind, which are rare.
+        positive_weight: Of patches or cells that show a kind, which are rare.
     """
 
     def __init__(

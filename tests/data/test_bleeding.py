@@ -133,7 +133,7 @@ def test_the_slices_have_the_tissues_hounsfield_units(anatomy):
     tissue = torch.from_numpy(ndimage.binary_dilation(core.numpy(), iterations=22)) & (shown[0] == 0)
     assert 0 < float(slices[0][tissue].median()) < 42
     centre = torch.nonzero(core).float().mean(0)
-    expected = (np.argwhere(shape).mean(0) - middle)[:2] / parameters.in_plane_mm + (224 - 1) / 2
+    expected = (np.argwhere(shape).mean(0) - middle)[:2] / parameters.in_plane_mm + (288 - 1) / 2
     np.testing.assert_allclose(centre.numpy(), expected, atol=6)  # first axis right, second front
 
 

@@ -44,8 +44,11 @@ def write_backbone(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def write_series(folder: Path, count: int = 36, **more: Any) -> Path:
-    """Write CTs, every second one with a bright square, and their table; epidural or subdural by turns."""
+def write_series(folder: Path, count: int = 36, name: str = "", **more: Any) -> Path:
+    """Write CTs, every second one with a bright square, and their table; epidural or subdural by turns.
+
+    Studies of another `name` are others.
+    """
     rows = []
     for k in range(count):
         bleeds = k % 2
@@ -53,7 +56,7 @@ def write_series(folder: Path, count: int = 36, **more: Any) -> Path:
         labels = [0] * len(LABELS)
         if bleeds:
             labels[0] = labels[1 if k % 4 == 1 else 5] = 1
-        rows.append({**row_of(str(k), labels), **more})
+        rows.append({**row_of(str(k), labels), "study_uid": f"study {name}{k}", **more})
     return write_table(folder / "series.csv", rows)
 
 

@@ -6,10 +6,11 @@ give it numbers that look like answers, so they are refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class HeadAbout:
         validation: AUROC of the validation part by label, and their mean as "macro"; None where undefined.
         seed: Of the training.
         seen: Marks of the series that were trained on ("train") and of those that chose weights, calibration and
-            thresholds ("validation"), see `dinomed.data.series_checks.content_mark`.
+            thresholds ("validation"), see `dinomed.data.series_checks.content_mark`, and of their patients and studies
+            ("train_groups", "validation_groups"), see `group_marks`; heads of earlier versions lack the latter.
         familiarity: Where the embeddings of these scans lie, see `dinomed.data.familiarity`; empty if not known.
     """
 
@@ -85,6 +87,20 @@ def preprocessing_of(extractor: FeatureExtractor) -> dict[str, Any]:
     described = {key: value for key, value in extractor.describe().items() if key != "precision"}
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
+
+
+def group_marks(names: Iterable[str], scan_marks: Iterable[str]) -> list[str]:
+    """Marks by which patients and studies are known again without their names: sorted, 32 hexadecimal digits each.
+
+    The marks of the scans that were trained on are the salt: two heads mark one patient differently. Who has a list of
+    names can still try them out.
+
+    Args:
+        names: As `dinomed.data.splits.group_names` gives them.
+        scan_marks: Of the training part.
+    """
+    salt = hashlib.sha256("\n".join(sorted(set(scan_marks))).encode()).digest()[:16]
+    return sorted({hashlib.blake2b(name.encode(), digest_size=16, salt=salt).hexdigest() for name in names})
 
 
 def head_shape(head: BagHead) -> tuple[int, int | None]:

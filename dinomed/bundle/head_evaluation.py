@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 
-from dinomed.bundle.head_checkpoint import HeadAbout
+from dinomed.bundle.head_checkpoint import HeadAbout, group_marks
 from dinomed.bundle.head_training import items_of
 from dinomed.data.series_checks import Series, content_mark
 from dinomed.data.series_table import PARTS, read_series_table, require_usable
-from dinomed.data.splits import Split, group_series, split_of
+from dinomed.data.splits import Split, group_names, group_series, split_of
 from dinomed.errors import InputError
 from dinomed.transforms.volume_checks import excerpt, shown
 
@@ -90,34 +91,76 @@ class Evaluated:
             "part": part if found.has_parts else "all rows",
             "series": len(series),
             "rows_left_out": found.rows - len(found.series),
-            "warnings": self._warnings(series, head, allow_seen),
+            "warnings": seen_warnings(series, split, head, allow_seen),
         }
         for warning in self.about["warnings"]:
             logger.warning("%s", warning)
 
-    @staticmethod
-    def _warnings(series: Sequence[Series], head: HeadAbout, allow_seen: bool) -> list[str]:
-        marks = {each.series_uid: content_mark(each.path) for each in series}
-        trained, chose = (
-            {uid for uid, mark in marks.items() if mark in known}
-            for known in (set(head.seen.get("train", ())), set(head.seen.get("validation", ())))
+
+@dataclass(frozen=True)
+class _Seen:
+    """Series, by name, that a part of the training held itself, and others of its patients or studies."""
+
+    scans: set[str]
+    kin: set[str]
+
+
+def _seen_in(part: str, series: Sequence[Series], split: Split, marks: Mapping[str, str], head: HeadAbout) -> _Seen:
+    known, groups = (set(head.seen.get(key, ())) for key in (part, f"{part}_groups"))
+    scans = {uid for uid, mark in marks.items() if mark in known}
+    kin = {
+        each.series_uid
+        for each in series
+        if groups.intersection(group_marks(group_names(each, split.groups[each.row]), head.seen.get("train", ())))
+    }
+    return _Seen(scans, kin - scans)
+
+
+def seen_warnings(series: Sequence[Series], split: Split, head: HeadAbout, allow_seen: bool = False) -> list[str]:
+    """Say which series, patients and studies the head knows from its training.
+
+    Args:
+        series: That are scored.
+        split: They are of.
+        head: What its file says.
+        allow_seen: Whether they may be scored.
+
+    Raises:
+        InputError: If series, or others of their patients or studies, were trained on and that is not allowed.
+    """
+    marks = {each.series_uid: content_mark(each.path) for each in series}
+    trained, chose = (_seen_in(part, series, split, marks, head) for part in ("train", "validation"))
+    whole = len(series)
+    if trained.scans and not allow_seen:
+        raise InputError(
+            f"{len(trained.scans)} of the {whole} series were trained on ({_some(trained.scans)}), "
+            "so scores of them say nothing of new scans; give the split.csv of the training as the table, or set "
+            "allow_seen to true if you want them all the same"
         )
-        if trained and not allow_seen:
-            names = ", ".join(excerpt(name) for name in sorted(trained)[:5]) + (" ..." if len(trained) > 5 else "")
-            raise InputError(
-                f"{len(trained)} of the {len(series)} series were trained on ({names}), "
-                "so scores of them say nothing of new scans; give the split.csv of the training as the table, or set "
-                "allow_seen to true if you want them all the same"
-            )
-        warnings = []
-        if trained:
-            warnings.append(f"{len(trained)} of {len(series)} series were trained on: their scores flatter the head")
-        if chose:
-            warnings.append(
-                f"{len(chose)} of {len(series)} series chose the weights, calibration and thresholds: their scores "
-                "flatter the head"
-            )
-        return warnings
+    if trained.kin and not allow_seen:
+        raise InputError(
+            f"{len(trained.kin)} of the {whole} series are of patients or studies that were trained on "
+            f"({_some(trained.kin)}), so scores of them say nothing of new patients; give the split.csv of the "
+            "training as the table, or set allow_seen to true if you want them all the same, or if other patients go "
+            "by the same names"
+        )
+    told = (
+        (trained.scans, "were trained on"),
+        (trained.kin, "are of patients or studies that were trained on"),
+        (chose.scans, "chose the weights, calibration and thresholds"),
+        (chose.kin, "are of patients or studies that chose the weights, calibration and thresholds"),
+    )
+    found = [f"{len(names)} of {whole} series {what}: their scores flatter the head" for names, what in told if names]
+    if "train_groups" not in head.seen:
+        found.append(
+            "the head's file is of an earlier version and knows scans only: that patients or studies were trained on "
+            "would not be noticed"
+        )
+    return found
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(excerpt(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def about_evaluation(

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dinomed.bundle.checkpoint import load_network
-from dinomed.bundle.head_checkpoint import HeadAbout, head_shape, preprocessing_of, save_head
+from dinomed.bundle.head_checkpoint import HeadAbout, group_marks, head_shape, preprocessing_of, save_head
 from dinomed.data.embedded_series import EmbeddedSeries, EmbedSeriesd, collate_bags
 from dinomed.data.familiarity import measure_familiarity
 from dinomed.data.features import FeatureExtractor
 from dinomed.data.series_checks import Series, content_mark
 from dinomed.data.series_table import read_series_table
-from dinomed.data.splits import Split, keep_table, split_of, write_split, write_text
+from dinomed.data.splits import Split, group_names, keep_table, split_of, write_split, write_text
 from dinomed.errors import InputError, WeightsError
 from dinomed.handlers.processes import bare, rank
 from dinomed.metrics.calibration import apply_platt, fit_platt
@@ -97,6 +97,7 @@ def items_of(series: Sequence[Series], groups: Mapping[int, str]) -> Items:
             "label": [float(value) for value in each.labels],
             "case": each.series_uid,
             "study": each.study_uid,
+            "groups": group_names(each, groups[each.row]),
             **({"patient": groups[each.row].removeprefix("patient ")} if known else {}),
         }
         for each in series
@@ -217,7 +218,7 @@ def finish_training(
         thresholds=thresholds,
         validation={**scores, "macro": macro_mean(list(scores.values()))},
         seed=seed,
-        seen={part: _marks(series.items) for part, series in (("train", training), ("validation", validation))},
+        seen=_seen(training.items, validation.items),
         familiarity=measure_familiarity([item["image"].numpy() for item in (*training.items, *validation.items)]),
     )
     save_head(path, head, about)
@@ -227,8 +228,12 @@ def finish_training(
     return about
 
 
-def _marks(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [content_mark(item.get("image_path", item["image"])) for item in items]
+def _seen(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Marks of scans, and of their patients and studies, by which an evaluation knows them again."""
+    parts = {"train": training, "validation": validation}
+    marks = {part: [content_mark(item.get("image_path", item["image"])) for item in parts[part]] for part in parts}
+    names = {part: [name for item in parts[part] for name in item.get("groups", ())] for part in parts}
+    return marks | {f"{part}_groups": group_marks(names[part], marks["train"]) for part in parts}
 
 
 def named_weights(weights: str | Path | None) -> str | Path:

@@ -152,6 +152,12 @@ def group_series(table: SeriesTable) -> dict[int, str]:
     return {each.row: find(f"study {each.study_uid}") for each in table.series}
 
 
+def group_names(series: Series, group: str) -> list[str]:
+    """Names of whom a series belongs to, by which it is known again in another table: its group, study and patient."""
+    patient = [f"patient {series.patient_id}"] if series.patient_id else []
+    return sorted({group, f"study {series.study_uid}", *patient})
+
+
 def group_answers(series: Sequence[Series], groups: Mapping[int, str], names: Sequence[str]) -> Answers:
     """Whether any series of a group has each label, (groups, labels) of 0 and 1."""
     place = {name: index for index, name in enumerate(names)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from hemorrhage_bundle import (
     write_series,
 )
 from ignite.engine import Events
-from series_tables import LABELS, write_ct
+from series_tables import LABELS, row_of, write_ct, write_table
 
 from dinomed.bundle.causes import own_error
-from dinomed.bundle.head_checkpoint import HeadAbout, read_about
+from dinomed.bundle.head_checkpoint import HeadAbout, group_marks, read_about
 from dinomed.bundle.head_evaluation import Evaluated
 from dinomed.bundle.head_training import open_split
 from dinomed.cli.main import main
@@ -218,7 +219,7 @@ def test_a_table_without_parts_is_scored_whole_unless_it_holds_what_was_trained_
         scored(trained, data / "series.csv")
     whole = scored(trained, data / "series.csv", allow_seen=True)
     assert (whole.about["part"], len(whole.items), len(whole.about["warnings"])) == ("all rows", 36, 2)
-    table = write_series(tmp_path, 8)
+    table = write_series(tmp_path, 8, name="new ")
     for k in range(8):
         write_ct(tmp_path / f"{k}.nii", 100 + k, 40.0 * (k % 2), shape=(16, 20, 4))
     new = scored(trained, table)
@@ -240,7 +241,7 @@ def test_the_test_part_of_another_split_is_refused_where_it_was_trained_on(
 
 
 def test_scans_without_any_finding_can_be_evaluated(places: dict[str, str], trained: Path, tmp_path: Path) -> None:
-    table = write_series(tmp_path, 4)
+    table = write_series(tmp_path, 4, name="new ")
     for k in range(4):
         write_ct(tmp_path / f"{k}.nii", 100 + k, shape=(16, 20, 4))
     table.write_text(table.read_text().replace(",1", ",0"))
@@ -443,6 +444,55 @@ def test_a_scan_that_was_trained_on_is_known_again_under_another_name(
     (tmp_path / "table.csv").write_text(f"{header}\na,b,renamed.nii,1,1,0,0,0,0\n")
     with pytest.raises(InputError, match=r"1 of the 1 series were trained on \(b\)"):
         scored(trained, tmp_path / "table.csv")
+
+
+@pytest.fixture(scope="module")
+def trained_by_patient(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head trained on a table that knows patients of two studies each."""
+    folder = tmp_path_factory.mktemp("by_patient")
+    table = write_series(folder, 24)
+    rows = list(csv.DictReader(table.open()))
+    write_table(table, [{**row, "patient_id": f"P{k // 4 * 2 + k % 2}"} for k, row in enumerate(rows)])
+    changed = {**places, "table": str(table), "output_dir": str(folder / "run"), "max_epochs": 2}
+    run(["train"], "training", **{**TINY_TRAINING, **changed})
+    return folder / "run"
+
+
+def other_scan(folder: Path, **names: str) -> Path:
+    """Write a table of one new scan."""
+    write_ct(folder / "other.nii", 1000, shape=(16, 20, 4))
+    return write_table(folder / "other.csv", [row_of("other", **names)])
+
+
+@pytest.mark.parametrize("column", ["patient_id", "study_uid"])
+def test_other_scans_of_patients_and_studies_that_were_trained_on_are_refused(
+    trained_by_patient: Path, tmp_path: Path, column: str
+) -> None:
+    split = {row["part"]: row for row in csv.DictReader((trained_by_patient / "split.csv").open())}
+    used = other_scan(tmp_path, **{column: split["train"][column]})
+    with pytest.raises(InputError, match=r"1 of the 1 series are of patients or studies that were trained on \(series"):
+        scored(trained_by_patient, used)
+    (told,) = scored(trained_by_patient, used, allow_seen=True).about["warnings"]
+    assert told.startswith("1 of 1 series are of patients or studies that were trained on")
+    chose = other_scan(tmp_path, **{column: split["validation"][column]})
+    (told,) = scored(trained_by_patient, chose).about["warnings"]
+    assert told.startswith("1 of 1 series are of patients or studies that chose the weights")
+    assert scored(trained_by_patient, other_scan(tmp_path, **{column: "nobody"})).about["warnings"] == []
+
+
+def test_the_file_of_a_head_holds_no_names_of_patients_and_studies(trained_by_patient: Path) -> None:
+    known = read_about(trained_by_patient / "best.pt").seen
+    assert all(len(mark) == 32 and int(mark, 16) for marks in known.values() for mark in marks)
+    assert len(known["train_groups"]) > len(set(known["train"]))  # studies and patients
+    assert b"study 1" not in (trained_by_patient / "best.pt").read_bytes()
+    assert group_marks(["patient P"], ["a"]) != group_marks(["patient P"], ["b"])
+
+
+def test_a_head_that_knows_no_patients_is_used_and_the_report_says_so(trained: Path, tmp_path: Path) -> None:
+    about = read_about(trained / "best.pt")
+    older = replace(about, seen={part: about.seen[part] for part in ("train", "validation")})
+    (told,) = Evaluated(other_scan(tmp_path), None, LABELS, "test", older).about["warnings"]
+    assert "knows scans only" in told
 
 
 def test_a_head_for_other_labels_is_no_start(places: dict[str, str], trained: Path) -> None:

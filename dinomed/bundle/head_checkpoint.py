@@ -219,7 +219,9 @@ def _difference(about: HeadAbout, head: BagHead, labels: Sequence[str], extracto
             "set backbone_name and backbone_weights to what it was trained with"
         )
     here = preprocessing_of(extractor)
-    for key in sorted({*here, *about.preprocessing} - {"backbone_sha256"}):
+    # Heads from before this was said are used: square slices are the same to them, of others the results warn.
+    said = {key for key in ("proportions",) if key not in about.preprocessing}
+    for key in sorted({*here, *about.preprocessing} - {"backbone_sha256"} - said):
         then, now = about.preprocessing.get(key), here.get(key)
         if then != now:
             name = {"pool": "features"}.get(key, key)

@@ -26,16 +26,16 @@ from dinomed.networks.attention_maps import attention_rollout, occlusion, patch_
 from dinomed.networks.backbones import LayerTokens, ViTBackbone
 from dinomed.networks.bags import BagHead
 from dinomed.networks.classifier import join_features
-from dinomed.transforms.classification_results import Classification, SimilarityMap, choose_reference
-from dinomed.transforms.heat_maps import HEAT_MAP_KINDS, HeatMap, canonical_positions, slice_grid
+from dinomed.transforms.classification_results import Classification, SimilarityMap, check_reference, choose_reference
+from dinomed.transforms.heat_maps import HEAT_MAP_KINDS, HeatMap, canonical_positions, pixel_mm, slice_grid
 from dinomed.transforms.provenance import describe_transforms, file_sha256
 from dinomed.transforms.report import RunInfo
+from dinomed.transforms.slice_boxes import SliceBox
 from dinomed.transforms.volume_folders import case_name
-from dinomed.transforms.volume_reading import read_grid, read_volume
+from dinomed.transforms.volume_reading import Grid, read_grid, read_volume
 
 CELL_PX = 16
 WINDOW_PX = 32
-AIR_HU = -1000.0
 FEW_SLICES = 5
 ANY = "any"
 OF_EACH_SLICE = (
@@ -169,17 +169,30 @@ class ScanClassifier:
             native = answer["slice_indices"][order]
             positions = canonical_positions(native, answer["grid"])
             view = slice_grid(answer["grid"]).canonical_view(volume)
-            images = self.extractor.resized(self.extractor.slice_batch(view[:, :, positions]))
-            extra["maps"] = tuple(self._map(kind, label, images, native) for kind in kinds)
+            columns, rows, _ = view.shape
+            box = self.extractor.slice_box((rows, columns), pixel_mm(answer["grid"]))
+            images = self.extractor.seen_slices(view[:, :, positions], pixel_mm(answer["grid"]))
+            extra["maps"] = tuple(self._map(kind, label, images, box, native) for kind in kinds)
             if reference is not None:
-                extra["similarity"] = self._similarity(reference, images[:1], int(native[0]))
+                extra["similarity"] = self._similarity(reference, images[:1], box, int(native[0]))
         made = Classification(
-            **answer, **extra, image_hu=volume, warnings=self._warnings(bag.numpy()), peak_memory_bytes=_peak_memory()
+            **answer,
+            **extra,
+            image_hu=volume,
+            warnings=self._warnings(bag.numpy(), answer["grid"]),
+            peak_memory_bytes=_peak_memory(),
         )
         return replace(made, warnings=(*made.warnings, *contradictions(made)))
 
-    def _warnings(self, bag: Array) -> tuple[str, ...]:
+    def _warnings(self, bag: Array, grid: Grid) -> tuple[str, ...]:
         words = []
+        columns, rows, _ = slice_grid(grid).shape
+        box = self.extractor.slice_box((rows, columns), pixel_mm(grid))
+        if "proportions" not in self.head.preprocessing and box.height != box.width:
+            words.append(
+                "its slices are not square and keep their proportions, and the head is of a version that stretched "
+                "such slices; train it anew if many scans are like that"
+            )
         known = self.head.familiarity
         distance = distance_to_known(known, bag) if known else 0.0
         if known and distance > known["limit"]:
@@ -205,17 +218,17 @@ class ScanClassifier:
     def _of_vectors(self, vectors: Tensor, label: str) -> Tensor:
         return self.network.instance_logits(vectors[:, None])[:, 0, self.head.labels.index(label)]
 
-    def _map(self, kind: str, label: str, images: Tensor, native: npt.NDArray[np.int64]) -> HeatMap:
+    def _map(self, kind: str, label: str, images: Tensor, box: SliceBox, native: npt.NDArray[np.int64]) -> HeatMap:
         backbone = self.extractor.backbone
         size = (images.shape[-2], images.shape[-1])
-        shared: dict[str, Any] = {"slice_indices": native, "image_size": size, "cell_px": CELL_PX}
+        shared: dict[str, Any] = {"slice_indices": native, "image_size": size, "cell_px": CELL_PX, "box": box}
         if kind == "rollout":
             values = attention_rollout(backbone, images)
             return HeatMap(kind, None, values=_array(values), patch_px=CELL_PX, **shared)
         if kind == "gradient":
             values = token_gradients(backbone, lambda token, patches: self._logit(token, patches, label), images)
             return HeatMap(kind, label, values=_array(values), patch_px=CELL_PX, unit="logit", **shared)
-        air = self.extractor.slice_batch(np.full((1, 1, 1), AIR_HU, np.float32)).flatten().tolist()
+        air = self.extractor.air.flatten().tolist()
         device = next(self.network.parameters()).device
 
         def score(hidden: Tensor) -> Tensor:
@@ -225,12 +238,13 @@ class ScanClassifier:
         return HeatMap(kind, label, values=_array(values), patch_px=WINDOW_PX, unit="logit", **shared)
 
     @torch.no_grad()
-    def _similarity(self, reference: str, image: Tensor, index: int) -> SimilarityMap:
+    def _similarity(self, reference: str, image: Tensor, box: SliceBox, index: int) -> SimilarityMap:
         patch_map = self.extractor.backbone.forward_last(image).patch_map
         row, column = choose_reference(reference, patch_map.shape[-2], patch_map.shape[-1])
-        values = patch_similarity(patch_map, row, column)[0]
         cell = math.ceil(image.shape[-1] / patch_map.shape[-1])
-        return SimilarityMap(row, column, index, _array(values), (image.shape[-2], image.shape[-1]), cell)
+        check_reference(row, column, box, cell)
+        values = patch_similarity(patch_map, row, column)[0]
+        return SimilarityMap(row, column, index, _array(values), (image.shape[-2], image.shape[-1]), cell, box)
 
 
 def contradictions(answer: Classification) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from dinomed.transforms.provenance import scan_sha256
 
 logger = logging.getLogger(__name__)
 
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
 _ARRAYS = ("slices", "indices", "volume")
 
 

@@ -1,7 +1,8 @@
 """Embeddings of scans and pictures by a frozen backbone: one vector a slice, one vector a scan.
 
 A CT's axial slices, from the feet up, are clipped to [-1000, 1000] HU, normalised as the backbone was trained and
-repeated to three channels. The order and the sides of the slices follow the scan's affine, not its storage, so the 48
+repeated to three channels. Where they are resized they keep their proportions in millimetres: what is missing to a
+square is air. The order and the sides of the slices follow the scan's affine, not its storage, so the 48
 voxel orders of one scan give the same embeddings.
 """
 
@@ -29,6 +30,7 @@ from dinomed.networks.packed_vit import PackedViT, can_pack
 from dinomed.transforms.geometry import plan_network_grid
 from dinomed.transforms.image_reading import IMAGE_SUFFIXES, read_image
 from dinomed.transforms.intensity import window_hu
+from dinomed.transforms.slice_boxes import SliceBox, square_box
 from dinomed.transforms.volume_reading import read_volume
 
 POOLS = (*FEATURES, "mean", "meanmax")
@@ -39,6 +41,9 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the w
 CT_HU = {"meddinov3_vitb16": (65.1084213256836, 178.01663208007812)}
 # Windows in which bleeding in a head CT is read, one a channel: brain, subdural, and the whole range with the skull.
 HEAD_WINDOWS_HU = ((0.0, 80.0), (-20.0, 180.0), (LOW_HU, HIGH_HU))
+
+# How slices become squares, as `FeatureExtractor.describe` says it.
+KEPT_IN_MM, AS_STORED = "kept in mm, the square is filled up with air", "as stored"
 
 _PART = 4  # fewest slices that are worth a thread of their own
 
@@ -53,7 +58,8 @@ class FeatureSettings:
         pool: What a slice's embedding is: "cls" the class token, "patch" the mean of the patch tokens, "both" the two
             joined, "all" these and the maximum of the patch tokens; a scan's is the mean of its slices. "mean" and
             "meanmax" take the class token, and the mean, or the mean and the maximum joined, over the slices.
-        resize: Side in pixels that every slice or picture is resized to; None leaves its size.
+        resize: Side in pixels of the square that every slice or picture becomes: a CT's slice keeps its proportions in
+            mm, with air beside it, and a picture is stretched; None leaves sizes and pixels as they are.
         stride: Every how many slices one is taken.
         max_slices: Most slices that are taken, spread over the scan; None for no limit.
         windows_hu: Lower and upper end in HU of three windows of a CT, one a channel, each scaled to [0, 1]; None
@@ -153,6 +159,7 @@ class FeatureExtractor:
             "precision": str(self.dtype).removeprefix("torch."),
             "normalisation": [_plain(part) for part in CT_HU.get(self.backbone.name, (IMAGE_MEAN, IMAGE_STD))],
             **asdict(self.settings),
+            "proportions": AS_STORED if self.settings.resize is None else KEPT_IN_MM,
             "windows_hu": [list(window) for window in self.settings.windows_hu or [(LOW_HU, HIGH_HU)] * 3],
         }
 
@@ -190,7 +197,9 @@ class FeatureExtractor:
         count = view.shape[2]
         chosen = choose_slices(count, self.settings.stride, self.settings.max_slices)
         parts = [chosen[first : first + self.batch_size] for first in range(0, len(chosen), self.batch_size)]
-        rows = np.concatenate([self.embed(self.slice_batch(view[:, :, part])) for part in parts])
+        sizes_mm = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+        pixel_mm = float(sizes_mm[grid.axes[1]]), float(sizes_mm[grid.axes[0]])
+        rows = np.concatenate([self.embed(self.seen_slices(view[:, :, part], pixel_mm)) for part in parts])
         native = [count - 1 - index if grid.flips[2] else index for index in chosen]
         return Features(rows, np.array(native, np.int64), pool_slices(rows, self.settings.pool), grid.axes[2])
 
@@ -213,17 +222,53 @@ class FeatureExtractor:
             shown = torch.cat([window_hu(upright, low, high) for low, high in self.settings.windows_hu], dim=1)
         return (shown - _channels(IMAGE_MEAN)) / _channels(IMAGE_STD)
 
+    @property
+    def air(self) -> Tensor:
+        """A pixel of air as the backbone sees it, (1, 3, 1, 1)."""
+        return self.slice_batch(np.full((1, 1, 1), LOW_HU, np.float32))
+
+    def seen_slices(self, slabs_hu: Array, pixel_mm: tuple[float, float]) -> Tensor:
+        """Turn slices (X, Y, n) in HU, in canonical order, into what the backbone sees, resized, on its device.
+
+        Args:
+            slabs_hu: The slices.
+            pixel_mm: Height and width of their pixels.
+
+        Returns:
+            (n, 3, side, side), where `slice_box` says, and air around; without resizing (n, 3, Y, X).
+
+        Raises:
+            VolumeError: If a value is not finite.
+        """
+        batch = self.slice_batch(slabs_hu).to(self.device)
+        box = self.slice_box((batch.shape[-2], batch.shape[-1]), pixel_mm)
+        batch = _stretched(batch, box.size)
+        side = self.settings.resize
+        if side is None or box.size == (side, side):
+            return batch
+        square = self.air.to(batch).repeat(len(batch), 1, side, side)
+        square[:, :, box.top : box.top + box.height, box.left : box.left + box.width] = batch
+        return square
+
+    def slice_box(self, shape: tuple[int, int], pixel_mm: tuple[float, float]) -> SliceBox:
+        """Say where a slice lies in what the backbone sees of it.
+
+        Args:
+            shape: Its rows and columns.
+            pixel_mm: Height and width of its pixels.
+        """
+        side = self.settings.resize
+        return SliceBox(0, 0, *shape) if side is None else square_box(shape, pixel_mm, side)
+
     def resized(self, batch: Tensor) -> Tensor:
-        """Resize normalised slices or pictures (n, 3, H, W) as the settings say, on the backbone's device."""
+        """Stretch normalised pictures (n, 3, H, W) as the settings say, on the backbone's device."""
         side = self.settings.resize
         batch = batch.to(self.device)
-        if side is not None and batch.shape[-2:] != (side, side):
-            batch = F.interpolate(batch, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        return batch
+        return batch if side is None else _stretched(batch, (side, side))
 
     @torch.inference_mode()
     def embed(self, batch: Tensor) -> Array:
-        """Embed normalised slices or pictures (n, 3, H, W), resized here: (n, C), as the settings' pool says."""
+        """Embed normalised pictures, or slices of `seen_slices`, (n, 3, H, W): (n, C), as the settings' pool says."""
         batch = self.resized(batch)
         # On a CPU several parts side by side are faster than all threads on each product in turn.
         threads = torch.get_num_threads()
@@ -275,6 +320,12 @@ def state_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _stretched(batch: Tensor, size: tuple[int, int]) -> Tensor:
+    if batch.shape[-2:] == size:
+        return batch
+    return F.interpolate(batch, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def _plain(value: float | Sequence[float]) -> float | list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from dinomed.transforms.volume_checks import shown
 from dinomed.transforms.volume_reading import read_volume
 
 if TYPE_CHECKING:
-    from dinomed.transforms.classification_results import Classification, TopSlice
+    from dinomed.transforms.classification_results import Classification, SimilarityMap, TopSlice
 
 SCHEMA = "dinomed-classification-1"
 STALE = r"heat_[\w.-]+\.(?:npy|png|nii\.gz)|similarity_map\.(?:npy|png)"
@@ -190,15 +191,21 @@ def _heat_entry(classification: Classification, heat: HeatMap, stem: str) -> dic
         "score_is": None if heat.label is None else classification.slice_note,
         "unit": heat.unit or heat.about.unit,
         "range": [heat.values.min(), heat.values.max()],
-        "picture_scale": map_scale(heat.values, heat.about),
+        "picture_scale": map_scale(heat.inside, heat.about),
         "cells": list(heat.values.shape[1:]),
-        "cell_mm": extent_mm(heat.cell_px, heat.image_size, classification.grid),
-        "patch_mm": extent_mm(heat.patch_px, heat.image_size, classification.grid),
+        "cell_mm": extent_mm(heat.cell_px, heat.place.size, classification.grid),
+        "patch_mm": extent_mm(heat.patch_px, heat.place.size, classification.grid),
         "cells_run": ORIENTATION,
+        **_place_entry(heat),
         "slices": heat.slice_indices,
         "slices_without_a_map": "0 in the NIfTI file, whatever the scan shows there",
         "files": [f"{stem}.nii.gz", f"{stem}.npy", f"{stem}.png"],
     }
+
+
+def _place_entry(made: HeatMap | SimilarityMap) -> dict[str, Any]:
+    """Where the slice lies in the picture that the cells cover."""
+    return {"image_px": list(made.image_size), "slice_box_px": asdict(made.place)}
 
 
 def _similarity_entry(classification: Classification) -> dict[str, Any] | None:
@@ -212,8 +219,9 @@ def _similarity_entry(classification: Classification) -> dict[str, Any] | None:
         "unit": SIMILARITY.unit,
         "range": [similarity.values.min(), similarity.values.max()],
         "cells": list(similarity.values.shape),
-        "patch_mm": extent_mm(similarity.cell_px, similarity.image_size, classification.grid),
+        "patch_mm": extent_mm(similarity.cell_px, similarity.place.size, classification.grid),
         "cells_run": ORIENTATION,
+        **_place_entry(similarity),
         "files": ["similarity_map.npy", "similarity_map.png"],
     }
 
@@ -224,8 +232,8 @@ def _scan_words(classification: Classification, label: str) -> str:
     return f"whole scan: {label} {calibrated}probability {decisive_probability(classification, place):.2f}"
 
 
-def _square(pixels: int, image_size: tuple[int, int], classification: Classification) -> str:
-    height_mm, width_mm = extent_mm(pixels, image_size, classification.grid)
+def _square(pixels: int, size: tuple[int, int], classification: Classification) -> str:
+    height_mm, width_mm = extent_mm(pixels, size, classification.grid)
     return f"{height_mm:.1f} x {width_mm:.1f} mm"
 
 
@@ -236,15 +244,15 @@ def _draw_heat(classification: Classification, heat: HeatMap, image: npt.NDArray
         ShownSlice(
             hu,
             slice_heading(classification, int(index), label),
-            upright_values(values, hu.shape, heat.image_size, heat.cell_px),
+            upright_values(values, hu.shape, heat.place, heat.cell_px),
         )
         for index, hu, values in zip(
             chosen, upright_slices(image, classification.grid, chosen), heat.values, strict=False
         )
     ]
-    resolution = f"one value {_square(heat.cell_px, heat.image_size, classification)}"
+    resolution = f"one value {_square(heat.cell_px, heat.place.size, classification)}"
     if heat.patch_px != heat.cell_px:
-        resolution += f", window {_square(heat.patch_px, heat.image_size, classification)}"
+        resolution += f", window {_square(heat.patch_px, heat.place.size, classification)}"
     text = MapText(
         case=shown(classification.case),
         title=f"{heat.about.title}: {heat.label or 'belongs to no label'}",
@@ -252,24 +260,30 @@ def _draw_heat(classification: Classification, heat: HeatMap, image: npt.NDArray
         unit=heat.unit or heat.about.unit,
         left_out=len(heat.values) - len(slices),
     )
-    draw_map(path, slices, pixel_mm(classification.grid), map_scale(heat.values, heat.about), heat.about, text)
+    draw_map(path, slices, pixel_mm(classification.grid), map_scale(heat.inside, heat.about), heat.about, text)
 
 
 def _draw_similarity(classification: Classification, image: npt.NDArray[Any], path: Path) -> None:
     similarity = classification.similarity
     assert similarity is not None
     hu: FloatArray = upright_slices(image, classification.grid, [similarity.slice_index])[0]
-    down, across = (similarity.cell_px * n / px for n, px in zip(hu.shape, similarity.image_size, strict=True))
+    place, cell = similarity.place, similarity.cell_px
+    down, across = (n / px for n, px in zip(hu.shape, place.size, strict=True))
     each = ShownSlice(
         hu,
         slice_heading(classification, similarity.slice_index, classification.label_names[0]),
-        upright_values(similarity.values, hu.shape, similarity.image_size, similarity.cell_px),
-        (similarity.row * down, similarity.column * across, down, across),
+        upright_values(similarity.values, hu.shape, place, cell),
+        (
+            (similarity.row * cell - place.top) * down,
+            (similarity.column * cell - place.left) * across,
+            cell * down,
+            cell * across,
+        ),
     )
     text = MapText(
         case=shown(classification.case),
         title=f"{SIMILARITY.title}: row {similarity.row}, column {similarity.column} (framed)",
-        about=f"one value {_square(similarity.cell_px, similarity.image_size, classification)}",
+        about=f"one value {_square(similarity.cell_px, similarity.place.size, classification)}",
         unit=SIMILARITY.unit,
     )
     draw_map(path, [each], pixel_mm(classification.grid), map_scale(similarity.values, SIMILARITY), SIMILARITY, text)

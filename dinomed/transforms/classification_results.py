@@ -24,6 +24,7 @@ from dinomed.transforms.classification_files import STALE, described_files, fill
 from dinomed.transforms.heat_maps import FloatArray, HeatMap, Indices, canonical_positions, slice_grid
 from dinomed.transforms.prediction import staging
 from dinomed.transforms.report import RunInfo
+from dinomed.transforms.slice_boxes import SliceBox
 from dinomed.transforms.volume_checks import cause_of, shown
 from dinomed.transforms.volume_reading import Grid
 
@@ -56,6 +57,7 @@ class SimilarityMap:
         values: Cosines (h, w) float32.
         image_size: Rows and columns in pixels of the slice as the backbone saw it, after resizing, before padding.
         cell_px: Side of a patch in those pixels.
+        box: Where in the image the slice lies; None where it fills the whole of it.
     """
 
     row: int
@@ -64,6 +66,12 @@ class SimilarityMap:
     values: FloatArray
     image_size: tuple[int, int]
     cell_px: int = 16
+    box: SliceBox | None = None
+
+    @property
+    def place(self) -> SliceBox:
+        """Where in the image the slice lies."""
+        return self.box or SliceBox(0, 0, *self.image_size)
 
     def __post_init__(self) -> None:
         cells = tuple(ceil(pixels / self.cell_px) for pixels in self.image_size)
@@ -257,6 +265,26 @@ def _written_before(summary: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError):
         return set()
     return {name for name in listed if isinstance(name, str) and re.fullmatch(STALE, name)}
+
+
+def check_reference(row: int, column: int, place: SliceBox, cell_px: int) -> None:
+    """Refuse a patch that holds nothing of the slice, only the air that makes it square.
+
+    Args:
+        row: Of the patch.
+        column: Of the patch.
+        place: Where in the image the slice lies.
+        cell_px: Side of a patch.
+
+    Raises:
+        InputError: If it does.
+    """
+    rows, columns = place.cells(cell_px)
+    if not (rows.start <= row < rows.stop and columns.start <= column < columns.stop):
+        raise InputError(
+            f"the reference patch {row},{column} lies beside the slice, in the air that makes it a square; give "
+            f"row,col with row in {rows.start}..{rows.stop - 1} and col in {columns.start}..{columns.stop - 1}"
+        )
 
 
 def choose_reference(text: str, rows: int, columns: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from dinomed.errors import OutputError
 from dinomed.transforms.geometry import GridMap, plan_network_grid
 from dinomed.transforms.label_files import GZIP_LEVEL, label_header, written_whole
+from dinomed.transforms.slice_boxes import SliceBox
 from dinomed.transforms.volume_checks import shown, times
 from dinomed.transforms.volume_reading import Grid
 
@@ -119,6 +120,7 @@ class HeatMap:
         cell_px: Side in those pixels of the square that one value stands for.
         patch_px: Side in those pixels of what one value was made of: a patch, or the window that was hidden.
         unit: What the numbers count, where it is more than the kind says, such as "logit".
+        box: Where in the image the slice lies; None where it fills the whole of it.
 
     Raises:
         ValueError: If the kind is unknown, or shapes or values make no sense.
@@ -132,6 +134,7 @@ class HeatMap:
     cell_px: int = 16
     patch_px: int = 16
     unit: str = ""
+    box: SliceBox | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in HEAT_MAP_KINDS:
@@ -150,6 +153,17 @@ class HeatMap:
             )
         object.__setattr__(self, "slice_indices", indices)
         object.__setattr__(self, "values", values)
+
+    @property
+    def place(self) -> SliceBox:
+        """Where in the image the slice lies."""
+        return self.box or SliceBox(0, 0, *self.image_size)
+
+    @property
+    def inside(self) -> FloatArray:
+        """Values (n, h', w') of the cells that hold something of the slice."""
+        rows, columns = self.place.cells(self.cell_px)
+        return self.values[:, rows, columns]
 
     @property
     def about(self) -> MapKind:
@@ -208,28 +222,28 @@ def pixel_mm(grid: Grid) -> tuple[float, float]:
     return float(sizes[row]), float(sizes[column])
 
 
-def extent_mm(pixels: int, image_size: tuple[int, int], grid: Grid) -> tuple[float, float]:
-    """Height and width in mm of a square of `pixels` in slices that were resized to `image_size`."""
+def extent_mm(pixels: int, size: tuple[int, int], grid: Grid) -> tuple[float, float]:
+    """Height and width in mm of a square of `pixels` in slices that were resized to `size`."""
     columns, rows, _ = slice_grid(grid).shape
     height_mm, width_mm = pixel_mm(grid)
-    return pixels * rows / image_size[0] * height_mm, pixels * columns / image_size[1] * width_mm
+    return pixels * rows / size[0] * height_mm, pixels * columns / size[1] * width_mm
 
 
-def upright_values(values: FloatArray, size: tuple[int, int], image_size: tuple[int, int], cell_px: int) -> FloatArray:
+def upright_values(values: FloatArray, size: tuple[int, int], place: SliceBox, cell_px: int) -> FloatArray:
     """Spread the cells of a map over a slice, linearly between their centres.
 
     Args:
         values: (h, w), a cell for every `cell_px` by `cell_px` pixels of the image; the last ones may reach beyond it.
         size: Rows and columns of the slice.
-        image_size: Rows and columns of the image that the slice was resized to.
+        place: Where in the image the slice lies.
         cell_px: Side of a cell in that image.
 
     Returns:
         (rows, columns) float32.
     """
     down, across = (
-        _between_cells(count, cells, pixels / cell_px)
-        for count, cells, pixels in zip(size, values.shape, image_size, strict=True)
+        _between_cells(count, cells, pixels / cell_px, first / cell_px)
+        for count, cells, pixels, first in zip(size, values.shape, place.size, (place.top, place.left), strict=True)
     )
     spread: FloatArray = (down @ values.astype(np.float64) @ across.T).astype(np.float32)
     return spread
@@ -252,7 +266,7 @@ def heat_volume(heat: HeatMap, grid: Grid) -> FloatArray:
     view = slice_grid(grid).canonical_view(volume)
     columns, rows, _ = view.shape
     for place, values in zip(canonical_positions(heat.slice_indices, grid), heat.values, strict=True):
-        view[:, :, place] = upright_values(values, (rows, columns), heat.image_size, heat.cell_px)[::-1].T
+        view[:, :, place] = upright_values(values, (rows, columns), heat.place, heat.cell_px)[::-1].T
     return volume
 
 
@@ -286,9 +300,9 @@ def write_heat_volume(volume: FloatArray, grid: Grid, path: str | os.PathLike[st
             packed.write(volume[..., index].astype(dtype).tobytes(order="F"))
 
 
-def _between_cells(count: int, cells: int, covered: float) -> npt.NDArray[np.float64]:
-    """Weights (count, cells) of cells for `count` pixels that together cover `covered` cells from the first one on."""
-    places = np.clip((np.arange(count) + 0.5) * covered / count - 0.5, 0.0, cells - 1.0)
+def _between_cells(count: int, cells: int, covered: float, first: float) -> npt.NDArray[np.float64]:
+    """Weights (count, cells) of cells for `count` pixels that together cover `covered` cells from `first` on."""
+    places = np.clip((np.arange(count) + 0.5) * covered / count + first - 0.5, 0.0, cells - 1.0)
     low = np.minimum(places.astype(np.int64), max(cells - 2, 0))
     weights = np.zeros((count, cells))
     weights[np.arange(count), low] = 1.0 - (places - low)

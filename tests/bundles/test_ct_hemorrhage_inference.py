@@ -25,6 +25,8 @@ from dinomed.data.features import HEAD_WINDOWS_HU, FeatureExtractor, FeatureSett
 from dinomed.errors import BundleError, InputError, WeightsError
 from dinomed.networks import create_backbone
 from dinomed.networks.bags import BagHead
+from dinomed.transforms.heat_maps import pixel_mm
+from dinomed.transforms.slice_boxes import SliceBox
 
 SHAPE = (40, 48, 7)
 
@@ -135,6 +137,34 @@ def test_a_scan_unlike_all_known_ones_gets_a_warning_and_a_known_one_gets_none(t
     assert any("unlike every scan" in warning for warning in predictor.classify(tmp_path / "slab.nii.gz").warnings)
 
 
+def test_a_head_from_before_proportions_were_kept_is_used_with_a_warning_where_it_matters(
+    tmp_path: Path, scan: Path
+) -> None:
+    root = make_bundle(tmp_path)
+    about = read_about(root / "models" / "model.pt")
+    older = {key: value for key, value in about.preprocessing.items() if key != "proportions"}
+    head = Predictor.from_bundle(root, device="cpu").network
+    save_head(root / "models" / "model.pt", head, replace(about, preprocessing=older))
+    predictor = Predictor.from_bundle(root, device="cpu")
+    square = write_ct(tmp_path / "square.nii.gz", 1, 40.0, (40, 40, 7))
+    said = [any("not square" in warning for warning in predictor.classify(path).warnings) for path in (scan, square)]
+    assert said == [True, False]
+
+
+def test_a_reference_beside_the_slice_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    narrow = write_ct(tmp_path / "narrow.nii.gz", 1, 40.0, (20, 80, 7))
+    with pytest.raises(InputError, match=r"1,0 lies beside the slice.* col in 1\.\.2"):
+        predictor.classify(narrow, reference="1,0")
+    answer = predictor.classify(narrow, reference="1,1", maps=["occlusion"])
+    answer.save(tmp_path / "out")
+    summary = summary_of(tmp_path / "out" / "narrow")
+    box = {"top": 0, "left": 24, "height": 64, "width": 16}
+    for entry in (summary["similarity"], summary["heat_maps"][0]):
+        assert entry["slice_box_px"] == box
+        assert entry["image_px"] == [64, 64]
+    assert summary["heat_maps"][0]["cell_mm"] == pytest.approx([80.0, 80.0])
+
+
 def test_a_pooled_head_says_that_its_slices_are_only_ranked(scan: Path, tmp_path: Path) -> None:
     answer = Predictor.from_bundle(make_bundle(tmp_path, "mean"), device="cpu").classify(scan)
     assert "no probability of bleeding in a slice" in answer.slice_note
@@ -183,7 +213,8 @@ def test_occlusion_is_the_fall_of_the_slices_own_logit(predictor: Predictor, sca
     extractor: Any = predictor._work.classifier.extractor  # type: ignore[union-attr]
     head: Any = predictor.network
     values = np.asarray(nibabel.load(scan).get_fdata(), np.float32)[:, :, [top.index]]
-    image = extractor.resized(extractor.slice_batch(values))
+    image = extractor.seen_slices(values, pixel_mm(answer.grid))
+    assert heat.place == SliceBox(0, 5, 64, 53)  # 40 columns for 48 rows
     hidden = image.clone()
     hidden[:, :, 8:40, 24:56] = extractor.slice_batch(np.full((1, 1, 1), -1000, np.float32))
     logits = [

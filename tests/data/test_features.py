@@ -81,6 +81,31 @@ def test_three_windows_are_one_a_channel(backbone, ct):
     np.testing.assert_allclose(found.slices[2], wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_square_slices_are_resized_and_nothing_else(backbone, ct):
+    extractor = extractor_of(backbone)
+    for array, affine in ((ct[0][:, :20], np.diag([0.49, 0.49, 5.0, 1.0])), (ct[0], np.diag([1.2, 1.0, 5.0, 1.0]))):
+        wanted = extractor.embed(extractor.resized(extractor.slice_batch(array)))
+        np.testing.assert_array_equal(extractor.extract_volume(array, affine).slices, wanted)
+
+
+def test_slices_keep_their_proportions_in_mm_with_air_beside_them(backbone, ct):
+    extractor = extractor_of(backbone)
+    batch = extractor.slice_batch(ct[0])  # 24 rows of 1.5 mm, 20 columns of 1 mm
+    narrow = torch.nn.functional.interpolate(batch, (32, 18), mode="bilinear", antialias=True)
+    wanted = torch.full((6, 3, 32, 32), -1000.0)
+    wanted = extractor.slice_batch(wanted[:, 0].permute(1, 2, 0).numpy())
+    wanted[..., 7:25] = narrow
+    seen = extractor.seen_slices(ct[0], (1.5, 1.0))
+    torch.testing.assert_close(seen, wanted, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(extractor.extract_volume(*ct).slices, extractor.embed(seen))
+    assert extractor_of(backbone, resize=None).seen_slices(ct[0], (1.5, 1.0)).shape == (6, 3, 24, 20)
+
+
+def test_the_proportions_are_part_of_what_is_said_of_the_embeddings(backbone):
+    assert "in mm" in extractor_of(backbone).describe()["proportions"]
+    assert extractor_of(backbone, resize=None).describe()["proportions"] == "as stored"
+
+
 def test_the_windows_are_part_of_what_is_said_of_the_embeddings(backbone):
     plain = extractor_of(backbone).describe()
     assert plain["windows_hu"] == [[-1000.0, 1000.0]] * 3

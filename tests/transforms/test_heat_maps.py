@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dinomed.data.features import FeatureExtractor, FeatureSettings
-from dinomed.errors import OutputError
+from dinomed.errors import InputError, OutputError
 from dinomed.networks import create_backbone
+from dinomed.transforms.classification_results import check_reference
 from dinomed.transforms.heat_maps import (
     HEAT_MAP_KINDS,
     SIMILARITY,
@@ -26,6 +27,7 @@ from dinomed.transforms.heat_maps import (
     upright_values,
     write_heat_volume,
 )
+from dinomed.transforms.slice_boxes import SliceBox
 from dinomed.transforms.volume_reading import Grid, read_grid, read_volume
 
 SHAPE = (26, 34, 9)  # columns, rows, slices of the canonical scan
@@ -116,6 +118,51 @@ def test_maps_follow_what_the_extractor_shows_the_backbone() -> None:
         assert np.corrcoef(upright[0].ravel(), hu[0].ravel())[0, 1] > 0.99
 
 
+def test_maps_of_slices_that_are_no_squares_lie_where_the_whole_ones_do() -> None:
+    """A lump keeps its place in mm when its scan is cropped, or when its pixels become oblong."""
+    torch.manual_seed(0)
+    backbone = create_backbone("dinov3_vits16", embed_dim=32, depth=1, num_heads=2)
+    extractor = FeatureExtractor(backbone, FeatureSettings(resize=64), precision="float32")
+    x, y = np.indices((64, 64)).astype(np.float64)
+    lump = np.repeat((1600 * np.exp(-((x - 40) ** 2 + (y - 22) ** 2) / 60) - 1000)[..., None], 3, axis=2)
+    affine = np.diag([2.0, 2.0, 5.0, 1.0])
+    cropped = affine.copy()
+    cropped[0, 3] = 2 * 18
+    oblong = np.diag([2.0, 8.0, 5.0, 1.0])
+    oblong[1, 3] = 3.0  # every four rows become one
+    scans = (
+        (lump, affine, (0, 0, 64, 64)),
+        (lump[18:52], cropped, (0, 15, 64, 34)),
+        (lump.reshape(64, 16, 4, 3).mean(axis=2), oblong, (0, 0, 64, 64)),
+        (lump[:, :32], affine, (16, 0, 32, 64)),
+    )
+    for array, to_mm, wanted in scans:
+        grid = grid_of(to_mm, array.shape)
+        hu = np.ascontiguousarray(array, np.float32)
+        box = extractor.slice_box((array.shape[1], array.shape[0]), pixel_mm(grid))
+        assert box == SliceBox(*wanted)
+        seen = extractor.seen_slices(slice_grid(grid).canonical_view(hu)[:, :, [1]], pixel_mm(grid))
+        cells = torch.nn.functional.avg_pool2d(seen[:, :1] - extractor.air[:, :1], 4)[:, 0].numpy()
+        heat = HeatMap("occlusion", None, np.array([1]), cells, (64, 64), cell_px=4, box=box)
+        volume = heat_volume(heat, grid)
+        weights = np.where(volume > volume.max() / 4, volume, 0)
+        centre = (np.indices(volume.shape) * weights).sum(axis=(1, 2, 3)) / weights.sum()
+        np.testing.assert_allclose((to_mm[:3, :3] @ centre + to_mm[:3, 3])[:2], (80, 44), atol=1.0)
+        assert extent_mm(4, heat.place.size, grid) == pytest.approx((8, 8), rel=0.01)
+
+
+def test_a_pictures_scale_leaves_the_air_beside_a_slice_out() -> None:
+    values = np.zeros((1, 4, 4), np.float32)
+    values[0, 0, 0], values[0, 2, 1] = 9.0, 1.0
+    heat = HeatMap("rollout", None, np.array([0]), values, (64, 64), box=SliceBox(0, 20, 64, 24))
+    assert heat.inside.shape == (1, 4, 2)
+    assert heat.inside.max() == 1.0
+    for row, column in ((0, 0), (3, 3)):
+        with pytest.raises(InputError, match=r"row in 0\.\.3 and col in 1\.\.2"):
+            check_reference(row, column, heat.place, 16)
+    check_reference(3, 2, heat.place, 16)
+
+
 def test_slices_without_a_map_are_zero() -> None:
     grid = grid_of()
     heat = make_map(grid, (1, 2, 6))
@@ -126,7 +173,7 @@ def test_slices_without_a_map_are_zero() -> None:
 def test_cells_are_spread_as_a_bilinear_resize_does() -> None:
     values = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     for size in ((30, 25), (48, 80), (7, 4)):
-        found = upright_values(values, size, (48, 80), 16)
+        found = upright_values(values, size, SliceBox(0, 0, 48, 80), 16)
         wanted = torch.nn.functional.interpolate(
             torch.from_numpy(values)[None, None], size, mode="bilinear", align_corners=False
         )
@@ -136,10 +183,10 @@ def test_cells_are_spread_as_a_bilinear_resize_does() -> None:
 def test_cells_that_reach_into_the_padding_keep_their_place() -> None:
     """An image of 40 pixels has 3 cells of 16; the third lies half beyond it."""
     values = np.array([[0.0, 1.0, 2.0]], np.float32)  # a ramp: the value at pixel x is (x + 0.5) / 16 - 0.5
-    found = upright_values(values, (1, 40), (16, 40), 16)[0]
+    found = upright_values(values, (1, 40), SliceBox(0, 0, 16, 40), 16)[0]
     wanted = np.clip((np.arange(40) + 0.5) / 16 - 0.5, 0, 2)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    single = upright_values(np.full((1, 1), 3.0, np.float32), (5, 6), (10, 12), 16)
+    single = upright_values(np.full((1, 1), 3.0, np.float32), (5, 6), SliceBox(0, 0, 10, 12), 16)
     np.testing.assert_array_equal(single, np.full((5, 6), 3.0))
 
 

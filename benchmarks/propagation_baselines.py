@@ -132,13 +132,18 @@ class Voting:
         temperature: of the softmax over the mean squared difference of two patches, in units of the contrast squared.
         nearness: variance in pixels squared of a Gaussian weight of the distance in the window.
         hard: carry decided labels from slice to slice instead of probabilities.
+
+    The values are the best of a dozen tried on synthetic heads of label maps 2 and 3 (eight structures, one and three
+    slices; mean Dice in slices of 3 mm): 0.648; with temperature 0.1 0.646, without nearness 0.637, with nearness 4
+    0.640. From the latter, temperature 0.02 gave 0.624 and 0.1 0.629, nearness 1 0.552, patch 1 0.633 and 5 0.592,
+    pixel_mm 1 0.539. Carrying decided labels lost 0.05 on one scan of 3 mm and one of 1 mm.
     """
 
     pixel_mm: float = 2.0
     radius: int = 5
     patch: int = 3
-    temperature: float = 0.1
-    nearness: float = 4.0
+    temperature: float = 0.05
+    nearness: float = 16.0
     hard: bool = False
 
 

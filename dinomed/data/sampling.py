@@ -299,7 +299,8 @@ def _refusal(error: RuntimeError) -> InputError | None:
 
 def _entropy(*numbers: int) -> int:
     """Mix whole numbers into one seed, below 2^63."""
-    return int(np.random.SeedSequence([abs(number) for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+    mixed = np.random.SeedSequence([abs(number) for number in numbers]).generate_state(1, np.uint64)[0]
+    return int(mixed) >> 1  # of NumPy 1 an unsigned number cannot be shifted by a plain one
 
 
 def _generator(*numbers: int) -> torch.Generator:

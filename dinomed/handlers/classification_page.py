@@ -18,7 +18,7 @@ from dinomed.transforms.report import NOTICE
 MOST_ERRORS = 30
 """Errors that the page lists of each label and kind; cases.csv has all."""
 
-FIRST = ("bundle", "version", "weights_file", "weights_sha256", "calibration_from", "data", "table", "part")
+FIRST = ("bundle", "version", "task", "weights_file", "weights_sha256", "calibration_from", "data", "table", "part")
 """What a reader wants to know first; the rest stands at the end."""
 
 PLAIN_WORDS = (
@@ -112,7 +112,8 @@ def intervals_note(page: ClassificationPage) -> str:
     whole = "" if page.unit == "case" else ", each with all cases"
     return (
         f"<p>Intervals are 95 % bootstrap intervals: {drawn} were drawn anew {page.repeats} times, as many as there "
-        f"are{whole}; the limits are the 2.5th and the 97.5th percentile of what the draws gave.</p>"
+        f"are{whole}; the limits are the 2.5th and the 97.5th percentile of what the draws gave. Where all draws gave "
+        "the same, as of a perfect score, there is no such interval; a share of right decisions then has Wilson's.</p>"
     )
 
 

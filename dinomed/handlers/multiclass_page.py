@@ -60,7 +60,11 @@ def multiclass_html(page: ClassificationPage) -> str:
     shown |= {words.get(name, name.replace("_", " ")): whole[name] for name in names}
     mean = "Accuracy " + with_interval(whole, "accuracy") + "."
     scores = [
-        {"score": words.get(name, name.replace("_", " ")), "value with 95 % CI": Aligned(with_interval(whole, name))}
+        {
+            "score": words.get(name, name.replace("_", " ")),
+            "value with 95 % CI": Aligned(with_interval(whole, name)),
+            "the interval is": whole.get(f"{name}_interval_method"),
+        }
         for name in (*names, "precision", "recall")
     ]
     panels = [Panel(row["label"], page.probs[:, k], (page.labels == k).astype(int), row) for k, row in enumerate(rows)]

@@ -42,7 +42,8 @@ def bootstrap(
     """Return the percentile interval of a statistic over draws of as many patients as there are, with replacement.
 
     A patient who is drawn twice counts with all cases twice. The same seed and the same order of cases give the same
-    interval, and every statistic sees the same draws.
+    interval, and every statistic sees the same draws. Where every draw has the same value, as a perfect score has,
+    there is no interval: draws know nothing of errors that were not met.
 
     Args:
         statistic: For one label `areas_of` and `precisions_of` make it, for the mean over labels `mean_of`.
@@ -77,15 +78,11 @@ def bootstrap(
     if len(found) < LEAST_DEFINED * repeats:
         reason = f"only {len(found)} of {repeats} draws of patients have a value: too few patients of one kind"
         return Bootstrap(None, reason, len(found), repeats)
+    if found.max() - found.min() < 1e-12:
+        reason = f"it is {found[0]:.3g} in every draw of patients, which tells nothing of how sure it is"
+        return Bootstrap(None, reason, len(found), repeats)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Bootstrap((float(low), float(high)), None, len(found), repeats)
-
-
-def bootstrap_interval(
-    statistic: Statistic, groups: npt.ArrayLike, repeats: int = 1000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float] | None:
-    """Return the limits of `bootstrap`, which also knows why there are none."""
-    return bootstrap(statistic, groups, repeats, seed, level).limits
 
 
 def areas_of(scores: npt.ArrayLike, labels: npt.ArrayLike) -> Statistic:
@@ -115,9 +112,19 @@ def share_of(right: npt.ArrayLike, among: npt.ArrayLike | None = None) -> Statis
     """Return the statistic share of cases (N,) that are right (1 or 0), among some of the cases (1 or 0) or all."""
     hits = np.asarray(right, dtype=np.float64)
     counted = np.ones(len(hits)) if among is None else np.asarray(among, dtype=np.float64)
+    return ratio_of(hits * counted, counted, counted)
 
-    def share(weights: Floats) -> Floats:
-        totals = weights @ counted
-        return np.divide(weights @ (hits * counted), totals, out=np.full_like(totals, np.nan), where=totals > 0)
 
-    return share
+def ratio_of(upper: npt.ArrayLike, lower: npt.ArrayLike, among: npt.ArrayLike) -> Statistic:
+    """Return the statistic sum of `upper` over sum of `lower` of cases (N,), 0 where the latter is 0.
+
+    It is undefined in draws without a case of `among` (1 or 0).
+    """
+    above, below, counted = (np.asarray(each, dtype=np.float64) for each in (upper, lower, among))
+
+    def ratio(weights: Floats) -> Floats:
+        totals = weights @ below
+        value = np.divide(weights @ above, totals, out=np.zeros_like(totals), where=totals > 0)
+        return np.where(weights @ counted > 0, value, np.nan)
+
+    return ratio

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dinomed.metrics.bootstrap import Bootstrap, Statistic, areas_of, bootstrap, mean_of, precisions_of, share_of
+from dinomed.metrics.bootstrap import (
+    Bootstrap,
+    Statistic,
+    areas_of,
+    bootstrap,
+    mean_of,
+    precisions_of,
+    ratio_of,
+    share_of,
+)
 from dinomed.metrics.calibration import brier, expected_calibration_error, reliability
 from dinomed.metrics.classification import checked_classes, confusion_at, multiclass_scores, wilson_interval
 from dinomed.metrics.ranking import auroc, average_precision, macro_mean, why_undefined
@@ -76,6 +85,10 @@ def multilabel_summary(
     ]
     ranked = [k for k, row in enumerate(rows) if row["auroc"] is not None]
     whole: Row = {
+        "interval_methods": {
+            "auroc, average_precision, macro_auroc": "bootstrap of patients; none where all draws give the same",
+            "sensitivity, specificity, predictive values": "Wilson, cases as independent of each other",
+        },
         "macro_auroc": macro_mean(row["auroc"] for row in rows),
         "macro_auroc_interval": None,
         "macro_auroc_labels": [rows[k]["label"] for k in ranked],
@@ -163,11 +176,10 @@ def _about_label(row: Row) -> list[str]:
         for kind in ("positives", "negatives")
         if row[kind] < FEW_CASES
     ]
-    limits = row["auroc_interval"]
-    if limits is not None and limits[0] == limits[1]:
+    if row["auroc"] in (0.0, 1.0):
         warnings.append(
-            f"{row['label']}: the interval of the AUROC has no width, because the order is the same in every draw; "
-            f"with {row['positives']} positive and {row['negatives']} negative cases that is no proof of perfection."
+            f"{row['label']}: the AUROC is {row['auroc']:g} in every draw, so there is no interval; with "
+            f"{row['positives']} positive and {row['negatives']} negative cases that is no proof of perfection."
         )
     return warnings
 
@@ -207,24 +219,24 @@ def multiclass_summary(probs: npt.ArrayLike, labels: npt.ArrayLike, label_names:
     given, wanted = checked_classes(probs, labels)
     scores = multiclass_scores(given, wanted)
     undefined: list[Row] = []
-    confidence, right = given.max(axis=1), given.argmax(axis=1) == wanted
+    confidence, decided = given.max(axis=1), given.argmax(axis=1)
+    right = decided == wanted
     in_five = (np.argsort(-given, axis=1, kind="stable")[:, :5] == wanted[:, None]).any(axis=1)
     shown = [row["class"] for row in scores["per_class"] if row["support"]]
     ranked = [row["class"] for row in scores["per_class"] if row["auroc"] is not None]
-    statistics: dict[str, Statistic | None] = {
-        "accuracy": share_of(right),
-        "top5": share_of(in_five),
-        "balanced_accuracy": mean_of([share_of(right, wanted == k) for k in shown]) if shown else None,
-        "auroc": mean_of([areas_of(given[:, k], wanted == k) for k in ranked]) if ranked else None,
-    }
+    hits = {"accuracy": right, "top1": right, "top5": in_five}
+    statistics = {name: share_of(each) for name, each in hits.items()} | _class_means(decided, wanted, shown)
+    if ranked:
+        statistics["auroc"] = mean_of([areas_of(given[:, k], wanted == k) for k in ranked])
     whole: Row = {}
     for name in ("accuracy", "top1", "top5", "balanced_accuracy", "precision", "recall", "f1", "auroc"):
         whole[name] = scores[name]
         statistic = statistics.get(name)
         if statistic is not None:
-            slow = name in ("balanced_accuracy", "auroc") and given.size * draws.repeats > MOST_WEIGHED
+            slow = name not in hits and given.size * draws.repeats > MOST_WEIGHED
             found = Bootstrap(None, "too many classes and cases", 0, 0) if slow else draws.interval(statistic)
-            whole[f"{name}_interval"] = _limits(found, "all classes", f"{name}_interval", undefined)
+            certain = name == "top5" and given.shape[1] <= 5  # all classes are among them
+            whole |= _interval(name, found, None if certain else hits.get(name), draws, undefined)
         if scores[name] is None:
             undefined.append(
                 _gap("all classes", name, "no class has cases of both kinds" if len(wanted) else "no case")
@@ -248,6 +260,36 @@ def multiclass_summary(probs: npt.ArrayLike, labels: npt.ArrayLike, label_names:
         "undefined": undefined,
         "warnings": warnings,
     }
+
+
+def _class_means(decided: npt.NDArray[Any], wanted: npt.NDArray[Any], shown: Sequence[int]) -> dict[str, Statistic]:
+    """Means over the classes that cases have; of each draw over those that its cases have."""
+    if not shown:
+        return {}
+    recalls, precisions, f1s = [], [], []
+    for k in shown:
+        called, there = (decided == k).astype(np.float64), (wanted == k).astype(np.float64)
+        recalls.append(share_of(called, there))
+        precisions.append(ratio_of(called * there, called, there))
+        f1s.append(ratio_of(2 * called * there, called + there, there))
+    recall = mean_of(recalls)
+    return {"balanced_accuracy": recall, "recall": recall, "precision": mean_of(precisions), "f1": mean_of(f1s)}
+
+
+def _interval(name: str, found: Bootstrap, hits: Any, draws: Draws, undefined: list[Row]) -> Row:
+    """The interval of a score of the whole, and how it was made.
+
+    A share that is 0 or 1 is so in every draw. Wilson's interval then takes each patient for one case, of whom all or
+    none are right.
+    """
+    limits, method = found.limits, "bootstrap of patients"
+    patients = len(set(draws.patients))
+    if limits is None and hits is not None and patients > 1 and (all(hits) or not any(hits)):
+        limits = wilson_interval(patients if all(hits) else 0, patients)
+        method = f"Wilson, {patients} patients as independent cases"
+    elif limits is None:
+        undefined.append(_gap("all classes", f"{name}_interval", found.reason or ""))
+    return {f"{name}_interval": limits, f"{name}_interval_method": None if limits is None else method}
 
 
 def _class_row(row: Row, name: str, cases: int, undefined: list[Row]) -> Row:

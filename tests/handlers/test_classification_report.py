@@ -283,6 +283,41 @@ def test_classes_are_scored_as_scikit_learn_does(written_classes: Path) -> None:
     assert float(rows["picture5.jpg"]["dog_probability"]) == pytest.approx(probs[5, 1], abs=1e-6)
 
 
+def test_every_score_of_the_whole_has_an_interval_and_says_how_it_was_made(written_classes: Path) -> None:
+    whole = metrics_of(written_classes)["summary"]
+    for name in ("accuracy", "top1", "balanced_accuracy", "precision", "recall", "f1", "auroc"):
+        low, high = whole[f"{name}_interval"]
+        assert low < whole[name] < high, name
+        assert whole[f"{name}_interval_method"] == "bootstrap of patients"
+    assert whole["precision_interval"] != whole["recall_interval"]
+    assert "the interval is" in Reader(written_classes).text
+
+
+def test_perfect_scores_have_an_honest_interval_or_none(tmp_path: Path) -> None:
+    report = ClassificationReport(tmp_path, CLASSES, kind="multiclass", bootstrap_repeats=50)
+    for index in range(24):  # two pictures of each of 12 patients
+        report.add_case(
+            {
+                "pred": np.eye(3)[index % 3] * 0.7 + 0.1,
+                "label": index % 3,
+                "case": str(index),
+                "patient": str(index // 2),
+            }
+        )
+    report.write()
+    found = metrics_of(tmp_path)
+    whole, gaps = found["summary"], {gap["score"]: gap["reason"] for gap in found["undefined"]}
+    assert whole["accuracy"] == 1.0
+    assert whole["accuracy_interval"] == pytest.approx(list(wilson_interval(12, 12) or ()), abs=1e-8)
+    assert whole["accuracy_interval_method"] == "Wilson, 12 patients as independent cases"
+    for name in ("top5", "f1", "precision", "auroc"):  # of three classes top-5 is always right
+        assert whole[f"{name}_interval"] is None
+        assert gaps[f"{name}_interval"].startswith("it is 1 in every draw")
+    text = Reader(tmp_path).text
+    assert "Wilson, 12 patients" in text
+    assert "1.000 (no interval)" in text
+
+
 def test_the_page_of_classes_shows_matrix_and_worst_errors(written_classes: Path) -> None:
     page = Reader(written_classes)
     assert len(page.sources) == 3

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from dinomed.metrics.bootstrap import areas_of, bootstrap, bootstrap_interval, mean_of, precisions_of, share_of
+from dinomed.metrics.bootstrap import areas_of, bootstrap, mean_of, precisions_of, ratio_of, share_of
 from dinomed.metrics.ranking import auroc
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +46,7 @@ def test_draws_without_one_class_have_no_value() -> None:
 
 def test_the_interval_is_that_of_draws_one_by_one() -> None:
     scores, labels, patients = series(2, 30, 3)
-    found = bootstrap_interval(areas_of(scores, labels), patients, repeats=400, seed=7)
+    found = bootstrap(areas_of(scores, labels), patients, repeats=400, seed=7).limits
     random = np.random.default_rng(7)
     values = []
     for drawn in random.integers(30, size=(400, 30)):
@@ -58,18 +58,18 @@ def test_the_interval_is_that_of_draws_one_by_one() -> None:
 
 def test_the_seed_decides_and_names_of_patients_do_not() -> None:
     scores, labels, patients = series(3, 30, 2)
-    first, again, other = (bootstrap_interval(areas_of(scores, labels), patients, 200, seed) for seed in (1, 1, 2))
+    first, again, other = (bootstrap(areas_of(scores, labels), patients, 200, seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     named = np.array([f"patient {997 - 13 * patient}" for patient in patients])
-    assert bootstrap_interval(areas_of(scores, labels), named, 200, 1) == first
+    assert bootstrap(areas_of(scores, labels), named, 200, 1) == first
 
 
 def test_more_series_of_the_same_patients_make_no_narrower_interval() -> None:
-    once, five = (bootstrap_interval(areas_of(*each[:2]), each[2]) for each in (series(4, 40), series(4, 40, 5)))
+    once, five = (bootstrap(areas_of(*each[:2]), each[2]).limits for each in (series(4, 40), series(4, 40, 5)))
     assert once == pytest.approx(five, abs=1e-12)
     scores, labels, _ = series(4, 40, 5)
-    as_patients = bootstrap_interval(areas_of(scores, labels), np.arange(200))
+    as_patients = bootstrap(areas_of(scores, labels), np.arange(200)).limits
     assert as_patients is not None
     assert once is not None
     assert as_patients[1] - as_patients[0] < 0.6 * (once[1] - once[0])
@@ -81,7 +81,7 @@ def test_about_95_of_100_intervals_hold_the_truth() -> None:
     for seed in range(100):
         random = np.random.default_rng(seed)
         labels = np.arange(120) % 2
-        found = bootstrap_interval(areas_of(random.normal(size=120) + labels, labels), np.arange(120), 300, seed)
+        found = bootstrap(areas_of(random.normal(size=120) + labels, labels), np.arange(120), 300, seed).limits
         assert found is not None
         hits += found[0] <= truth <= found[1]
     assert 88 <= hits <= 99
@@ -110,10 +110,26 @@ def test_too_few_patients_have_no_interval_and_a_reason() -> None:
     assert rare.limits is None
     assert rare.reason is not None
     assert rare.reason.startswith("only 6")
-    two = bootstrap(areas_of(scores, np.arange(50) >= 48), np.arange(50))
-    assert two.limits == (1.0, 1.0)
+    few = np.arange(50) >= 48
+    two = bootstrap(areas_of(np.where(np.arange(50) == 48, 10.5, scores), few), np.arange(50))
+    assert two.limits is not None
     assert 0.8 * two.repeats <= two.defined < two.repeats
     assert bootstrap(areas_of([0.1, 0.2, 0.3], [0, 0, 0]), [1, 2, 3]).limits is None
+
+
+def test_a_score_that_is_perfect_in_every_draw_has_no_interval() -> None:
+    perfect = bootstrap(areas_of(np.arange(50.0), np.arange(50) >= 20), np.arange(50))
+    assert perfect.limits is None
+    assert perfect.reason is not None
+    assert perfect.reason.startswith("it is 1 in every draw of patients")
+    assert bootstrap(share_of(np.zeros(9)), np.arange(9)).limits is None
+
+
+def test_a_ratio_is_zero_without_a_denominator_and_undefined_without_a_case() -> None:
+    called, there = np.array([1, 0, 0]), np.array([1, 1, 0])
+    precision = ratio_of(called * there, called, there)
+    weights = np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0], [0.0, 0.0, 3.0]])
+    np.testing.assert_array_equal(precision(weights), [1.0, 0.0, np.nan])
 
 
 def test_arguments_that_make_no_sense_are_refused() -> None:

@@ -167,7 +167,7 @@ class ClassificationReport:
         content = {"schema": SCHEMA, "notice": NOTICE, "kind": self.kind, "about": about, "counts": counts, **found}
         rows = self._rows(cases)
         page = ClassificationPage(
-            title=" ".join(str(about[key]) for key in ("bundle", "version", "part") if about.get(key)) or "cases",
+            title=_title(about),
             about=about,
             counts=counts,
             found=found,
@@ -220,6 +220,12 @@ class ClassificationReport:
         about["preprocessing"] = describe_transforms(self.preprocessing)
         about["software"] = software_versions()
         return about
+
+
+def _title(about: Mapping[str, Any]) -> str:
+    """Name what was evaluated, so that the pages of several tasks can be told apart."""
+    named = " ".join(str(about[key]) for key in ("bundle", "version", "part") if about.get(key)) or "cases"
+    return f"{named}, task {about['task']}" if about.get("task") else named
 
 
 def _in_order(thresholds: Any, names: Sequence[str]) -> list[float | None]:

@@ -49,6 +49,14 @@ def test_each_task_has_its_own_folder_and_scores(tmp_path: Path) -> None:
     assert top1(tmp_path / "colour") == 1.0
 
 
+def test_pages_of_several_tasks_name_their_task(tmp_path: Path) -> None:
+    run(TaskReports(tmp_path, NAMES, "multitask", {"bundle": "b", "part": "test"}, bootstrap_repeats=5), items())
+    for folder, task in (("colour", "colour"), ("a_b_shape", "a/b shape")):
+        page = (tmp_path / folder / "report.html").read_text()
+        assert f"<title>Evaluation of b test, task {task}</title>" in page
+        assert f"<h1>Evaluation of b test, task {task}</h1>" in page
+
+
 def test_single_task_reports_into_the_folder_itself(tmp_path: Path) -> None:
     output = [{**item, "pred": item["pred"]["colour"], "label": item["label"]["colour"]} for item in items()]
     run(TaskReports(tmp_path, NAMES["colour"], bootstrap_repeats=5), output)

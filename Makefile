@@ -4,8 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE := bundles/mri_head_segmentation
 DEMO := demo_output
+# MONAI Label wants older versions than the rest, so that it has an environment of its own; Python 3.10 to 3.12.
+LABEL_VENV ?= .venv-label-app
+LABEL_BIN := $(LABEL_VENV)/bin
+PORT ?= 8000
+HOST ?= 127.0.0.1
 
-.PHONY: install demo test check bench sanitize sanitize-cuda emulate-cuda clean
+.PHONY: install demo label-app test test-label-app check bench sanitize sanitize-cuda emulate-cuda clean
 
 install: $(VENV)/.installed
 
@@ -28,8 +33,25 @@ demo: install
 	@echo "picture:   $(DEMO)/example4d_seg.png"
 	@echo "table:     $(DEMO)/example4d_seg.json"
 
+# 3D Slicer's server on a folder of scans: make label-app STUDIES=folder [PORT=8000] [HOST=0.0.0.0]
+label-app: $(LABEL_VENV)/.installed
+	@test -n "$(STUDIES)" || { echo "name a folder of scans: make label-app STUDIES=folder [PORT=8000]" >&2; exit 2; }
+	$(LABEL_BIN)/python -m dinomed.label_app --studies "$(STUDIES)" --port $(PORT) --host $(HOST)
+
+$(LABEL_VENV)/.installed: pyproject.toml setup.py $(wildcard csrc/ms_deform_attn/*)
+	$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13) and 'MONAI Label needs Python 3.10 to 3.12; make PYTHON=python3.11 ...')"
+	test -x $(LABEL_BIN)/python || $(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(LABEL_BIN)/python -m pip install --quiet torch torchvision
+	$(LABEL_BIN)/python -m pip install --quiet --no-build-isolation --editable ".[label]"
+	touch $@
+
 test: install
 	$(BIN)/python -m pytest $(TESTS)
+
+test-label-app: $(LABEL_VENV)/.installed
+	$(LABEL_BIN)/python -m pip install --quiet "pytest>=8"
+	$(LABEL_BIN)/python -m pytest tests/label_app
 
 check: install
 	$(BIN)/ruff check .
@@ -56,4 +78,4 @@ emulate-cuda: install
 	PYTHON=$(BIN)/python sh csrc/emulate_cuda.sh
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(LABEL_VENV) $(DEMO) build dist *.egg-info

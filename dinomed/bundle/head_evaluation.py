@@ -13,8 +13,8 @@ from ignite.engine import Engine, Events
 
 from dinomed.bundle.head_checkpoint import HeadAbout, group_marks
 from dinomed.bundle.head_training import items_of
-from dinomed.data.series_checks import Series, content_mark
-from dinomed.data.series_table import PARTS, read_series_table, require_usable
+from dinomed.data.series_checks import Series, content_mark, doubtful_rows
+from dinomed.data.series_table import PARTS, SeriesTable, read_series_table, require_usable
 from dinomed.data.splits import Split, group_names, group_series, split_of
 from dinomed.errors import InputError
 from dinomed.transforms.volume_checks import excerpt, shown
@@ -91,10 +91,18 @@ class Evaluated:
             "part": part if found.has_parts else "all rows",
             "series": len(series),
             "rows_left_out": found.rows - len(found.series),
-            "warnings": seen_warnings(series, split, head, allow_seen),
+            "warnings": [*seen_warnings(series, split, head, allow_seen), *_doubts(found, series)],
         }
         for warning in self.about["warnings"]:
             logger.warning("%s", warning)
+
+
+def _doubts(table: SeriesTable, series: Sequence[Series]) -> list[str]:
+    rows = doubtful_rows(table.problems) & {each.row for each in series}
+    if not rows:
+        return []
+    names = _some({each.series_uid for each in series if each.row in rows})
+    return [f"{len(rows)} of {len(series)} series have values that are hardly Hounsfield units ({names})"]
 
 
 @dataclass(frozen=True)

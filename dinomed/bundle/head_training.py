@@ -19,7 +19,7 @@ from dinomed.bundle.head_checkpoint import HeadAbout, group_marks, head_shape, p
 from dinomed.data.embedded_series import EmbeddedSeries, EmbedSeriesd, collate_bags
 from dinomed.data.familiarity import measure_familiarity
 from dinomed.data.features import FeatureExtractor
-from dinomed.data.series_checks import Series, content_mark
+from dinomed.data.series_checks import Series, content_mark, doubtful_rows
 from dinomed.data.series_table import read_series_table
 from dinomed.data.splits import Split, group_names, keep_table, split_of, write_split, write_text
 from dinomed.errors import InputError, WeightsError
@@ -29,6 +29,8 @@ from dinomed.metrics.classification import auroc, macro_mean, youden_threshold
 from dinomed.networks.bags import BagHead
 
 logger = logging.getLogger(__name__)
+
+SERIES_NO_HU = "values are hardly Hounsfield units"
 
 Items = list[dict[str, Any]]
 
@@ -68,6 +70,8 @@ def open_split(
             logger.info("%s: %d series of %d patients or studies", part, counts["series"], counts["groups"])
         for remark in summary["remarks"]:
             logger.warning("split: %s", remark)
+        if doubtful := doubtful_rows(found.problems):
+            logger.warning("%d series are used whose %s; see %s/problems.csv", len(doubtful), SERIES_NO_HU, output_dir)
         if found.problems:
             left = found.rows - len(found.series)
             logger.warning("%d of %d rows are left out; see %s/problems.csv", left, found.rows, output_dir)

@@ -28,6 +28,7 @@ from dinomed.networks.bags import BagHead
 from dinomed.networks.classifier import join_features
 from dinomed.transforms.classification_results import Classification, SimilarityMap, check_reference, choose_reference
 from dinomed.transforms.heat_maps import HEAT_MAP_KINDS, HeatMap, canonical_positions, pixel_mm, slice_grid
+from dinomed.transforms.hounsfield import TO_HU, hounsfield_doubt
 from dinomed.transforms.provenance import describe_transforms, file_sha256
 from dinomed.transforms.report import RunInfo
 from dinomed.transforms.slice_boxes import SliceBox
@@ -162,9 +163,8 @@ class ScanClassifier:
             "top_k": self.top_k,
         }
         extra: dict[str, Any] = {}
-        volume = None
+        volume = read_volume(path).array  # embeddings may come from a cache, so that nobody has looked at it
         if kinds or reference is not None:
-            volume = read_volume(path).array
             order = np.argsort(-slice_probs[:, self.head.labels.index(label)], kind="stable")[:count]
             native = answer["slice_indices"][order]
             positions = canonical_positions(native, answer["grid"])
@@ -182,7 +182,9 @@ class ScanClassifier:
             warnings=self._warnings(bag.numpy(), answer["grid"]),
             peak_memory_bytes=_peak_memory(),
         )
-        return replace(made, warnings=(*made.warnings, *contradictions(made)))
+        doubt = hounsfield_doubt(volume)
+        first = () if doubt is None else (f"{doubt}; {TO_HU}. The probabilities mean nothing otherwise",)
+        return replace(made, warnings=(*first, *made.warnings, *contradictions(made)))
 
     def _warnings(self, bag: Array, grid: Grid) -> tuple[str, ...]:
         words = []

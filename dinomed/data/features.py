@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from dinomed.data.series_checks import without_frames
 from dinomed.errors import InputError, VolumeError
 from dinomed.inferers.planes import slices_along
 from dinomed.inferers.precision import resolve_precision
@@ -175,7 +176,10 @@ class FeatureExtractor:
             InputError: If the file cannot be read.
         """
         if not str(path).lower().endswith(IMAGE_SUFFIXES):
-            volume = read_volume(path)
+            try:
+                volume = read_volume(path)
+            except VolumeError as error:
+                raise VolumeError(without_frames(str(error))) from error
             return self.extract_volume(volume.array, volume.affine)
         picture = (torch.from_numpy(read_image(path)) - _channels(IMAGE_MEAN)) / _channels(IMAGE_STD)
         row = self.embed(picture[None])

@@ -13,9 +13,10 @@ import pydicom
 
 from dinomed.errors import VolumeError
 from dinomed.transforms.dicom_series import is_dicom_file
+from dinomed.transforms.hounsfield import NO_HU, TO_HU, hounsfield_doubt
 from dinomed.transforms.provenance import scan_sha256
 from dinomed.transforms.volume_checks import cause_of, excerpt, refusal
-from dinomed.transforms.volume_reading import read_grid, read_volume
+from dinomed.transforms.volume_reading import Volume, read_grid, read_volume
 
 CHECKS = ("nothing", "header", "voxels")
 MARK_DIGITS = 32
@@ -154,25 +155,38 @@ def find_unreadable(series: Sequence[Series], check: str, workers: int = 8) -> t
     places = {each.row: os.path.realpath(each.path) for each in series}
     paths = {places[each.row]: each.path for each in series}
 
-    def look(path: Path) -> tuple[str, str, tuple[str, str]]:
+    def look(path: Path) -> tuple[str, str, tuple[str, str], str | None]:
         try:
-            read(path)
-            return "", content_mark(path), _dicom_names(path)
+            scan = read(path)
+            doubt = hounsfield_doubt(scan.array) if isinstance(scan, Volume) else None
+            return "", content_mark(path), _dicom_names(path), doubt
         except VolumeError as error:
-            return str(error), "", ("", "")
+            return str(error), "", ("", ""), None
 
     with ThreadPoolExecutor(workers) as pool:
         looks = dict(zip(paths, pool.map(look, paths.values()), strict=True))
     found = []
     for each in series:
         if said := looks[places[each.row]][0]:
-            what, _, fix = said.partition("; ")
-            fix = TO_3D if "--frame" in fix else fix
+            what, _, fix = without_frames(said).partition("; ")
             found.append(Problem(each.row, each.series_uid, what, fix or "correct nifti_path or the file"))
+        elif doubt := looks[places[each.row]][3]:
+            found.append(Problem(each.row, each.series_uid, doubt, TO_HU, remark=True))
     sound = [each for each in series if not looks[places[each.row]][0]]
     names = {each.row: looks[places[each.row]][2] for each in sound}
     marks = {each.row: looks[places[each.row]][1] for each in sound}
     return [*found, *_foreign_files(sound, names), *_shared_patients(sound, names)], marks
+
+
+def doubtful_rows(problems: Sequence[Problem]) -> set[int]:
+    """Rows that are used although the values of their scans are hardly Hounsfield units."""
+    return {each.row for each in problems if each.row is not None and each.remark and each.what.startswith(NO_HU)}
+
+
+def without_frames(said: str) -> str:
+    """What is wrong with a scan, without the advice to choose a frame, which nobody can give here."""
+    what, _, fix = said.partition("; ")
+    return f"{what}; {TO_3D}" if "--frame" in fix else said
 
 
 def find_copies(series: Sequence[Series], marks: Mapping[int, str]) -> Iterator[Problem]:

@@ -135,6 +135,14 @@ def test_settings_that_are_no_whole_numbers_are_refused(settings):
         FeatureSettings(**settings)
 
 
+def test_a_scan_with_frames_is_to_be_converted_as_nobody_can_choose_one(backbone, tmp_path):
+    frames = np.arange(960, dtype=np.int16).reshape(8, 10, 6, 2)
+    nibabel.save(nibabel.Nifti1Image(frames, np.eye(4)), tmp_path / "frames.nii")
+    with pytest.raises(VolumeError, match="four-dimensional: it holds 2 frames; convert it to a three-dim") as caught:
+        extractor_of(backbone).extract(tmp_path / "frames.nii")
+    assert "--frame" not in str(caught.value)
+
+
 def test_every_pool_says_what_it_is(backbone, ct):
     pools = ("cls", "patch", "both", "all", "mean", "meanmax")
     cls, patch, both, every, mean, meanmax = (extractor_of(backbone, pool).extract_volume(*ct) for pool in pools)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from series_tables import LABELS, row_of, write_ct, write_table
 
-from dinomed.data.series_checks import content_mark
+from dinomed.data.series_checks import content_mark, doubtful_rows
 from dinomed.data.series_table import problems_csv, read_series_table, require_usable
 from dinomed.errors import InputError
 
@@ -164,6 +164,20 @@ def test_copies_that_contradict_each_other_are_left_out(folder):
     assert told(table, 6) == "one scan, in copies, is listed under 2 patients (rows 2, 6)"
     broken = [*good_rows(), row_of("e", label_any="?")]  # what is no answer contradicts nothing
     assert [series.row for series in read(folder, broken).series] == [2, 3, 4, 5]
+
+
+def test_scans_that_are_hardly_in_hounsfield_units_are_used_with_a_remark(folder):
+    image = nibabel.load(folder / "b.nii")
+    stored = np.asarray(image.dataobj) + 1024
+    nibabel.save(nibabel.Nifti1Image(np.clip(stored, 0, 4095).astype(np.uint16), image.affine), folder / "b.nii")
+    table = read(folder, good_rows(), check="voxels")
+    assert [series.row for series in table.series] == [2, 3, 4, 5]
+    (problem,) = table.problems
+    assert problem.remark
+    assert problem.what.startswith("its values are hardly Hounsfield units: they run from ")
+    assert "RescaleSlope" in problem.fix
+    assert doubtful_rows(table.problems) == {3}
+    assert read(folder, good_rows(), check="header").problems == ()
 
 
 def test_a_scan_with_frames_is_to_be_converted(folder):

@@ -46,6 +46,7 @@ class HeadAbout:
         calibration: Slope and offset by label: probability = sigmoid(slope * logit + offset); None where they could not
             be fitted, and the probability is sigmoid(logit).
         thresholds: Of these probabilities by label; None where none could be chosen.
+        threshold_rule: How they were chosen, in words; empty in heads of earlier versions.
         validation: AUROC of the validation part by label, and their mean as "macro"; None where undefined.
         seed: Of the training.
         seen: Marks of the series that were trained on ("train") and of those that chose weights, calibration and
@@ -69,6 +70,7 @@ class HeadAbout:
     seed: int
     seen: dict[str, list[str]] = field(default_factory=dict)
     familiarity: dict[str, Any] = field(default_factory=dict)
+    threshold_rule: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """Everything as numbers, texts, lists and dictionaries."""

@@ -171,6 +171,12 @@ def _some(names: set[str]) -> str:
     return ", ".join(excerpt(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
 
 
+def threshold_source(head: HeadAbout) -> str:
+    """Say where a head's thresholds come from."""
+    rule = head.threshold_rule or "Youden's index"
+    return f"the validation part of the training, on calibrated probabilities ({rule})"
+
+
 def about_evaluation(
     bundle: str,
     version: str,

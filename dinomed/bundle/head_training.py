@@ -25,7 +25,7 @@ from dinomed.data.splits import Split, group_names, keep_table, split_of, write_
 from dinomed.errors import InputError, WeightsError
 from dinomed.handlers.processes import bare, rank
 from dinomed.metrics.calibration import apply_platt, fit_platt
-from dinomed.metrics.classification import auroc, macro_mean, youden_threshold
+from dinomed.metrics.classification import YOUDEN, auroc, macro_mean, youden_threshold
 from dinomed.networks.bags import BagHead
 
 logger = logging.getLogger(__name__)
@@ -223,6 +223,7 @@ def finish_training(
         validation={**scores, "macro": macro_mean(list(scores.values()))},
         seed=seed,
         seen=_seen(training.items, validation.items),
+        threshold_rule=YOUDEN,
         familiarity=measure_familiarity([item["image"].numpy() for item in (*training.items, *validation.items)]),
     )
     save_head(path, head, about)

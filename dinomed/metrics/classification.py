@@ -40,11 +40,13 @@ __all__ = [
     "multiclass_scores",
     "precision_recall_curve",
     "roc_curve",
-    "threshold_for_sensitivity",
     "why_undefined",
     "wilson_interval",
     "youden_threshold",
 ]
+
+YOUDEN = "Youden's index; midway between two neighbouring probabilities, of equally good cuts the highest"
+"""How `youden_threshold` chooses, for those who read what was chosen."""
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -144,7 +146,8 @@ def wilson_interval(successes: int, total: int, level: float = 0.95) -> tuple[fl
 def youden_threshold(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float | None:
     """Return the cut that maximises sensitivity + specificity, midway between two neighbouring probabilities.
 
-    Of several equally good cuts it is the lowest, the most sensitive one.
+    Between two neighbouring probabilities all cuts are the same to these cases, and the middle is the furthest from
+    both. Of several equally good cuts it is the highest, the one with the fewest false alarms.
 
     Args:
         probs: (N,) finite numbers.
@@ -167,33 +170,7 @@ def youden_threshold(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float | Non
     gain = spared * positives.sum() - missed * negatives.sum()
     if not len(gain) or gain.max() <= 0:
         return None
-    return float(_cuts(ranked.distinct)[int(np.argmax(gain))])
-
-
-def threshold_for_sensitivity(probs: npt.ArrayLike, labels: npt.ArrayLike, sensitivity: float) -> float | None:
-    """Return the highest cut with at least a wanted sensitivity, midway between two neighbouring probabilities.
-
-    Args:
-        probs: (N,) finite numbers.
-        labels: (N,) 0 or 1.
-        sensitivity: Wanted, above 0 up to 1.
-
-    Returns:
-        The threshold; the lowest probability itself where only calling all cases positive is sensitive enough; None
-        without a positive case.
-
-    Raises:
-        ValueError: If the arrays do not fit each other, a row is no finite number, or the sensitivity is out of range.
-    """
-    if not 0 < sensitivity <= 1:
-        raise ValueError(f"sensitivity must lie above 0 and at most at 1, not {sensitivity}")
-    ranked = RankedScores(probs, labels)
-    positives = ranked.counts()[0][0]
-    if not positives.sum():
-        return None
-    found = positives.sum() - np.cumsum(positives)[:-1]  # at the cut above each score but the highest
-    enough = np.flatnonzero(found >= sensitivity * positives.sum() - 1e-9)
-    return float(_cuts(ranked.distinct)[enough[-1]]) if len(enough) else float(ranked.distinct[0])
+    return float(_cuts(ranked.distinct)[int(np.flatnonzero(gain == gain.max())[-1])])
 
 
 def _cuts(distinct: Floats) -> Floats:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from hemorrhage_bundle import (
@@ -26,13 +28,14 @@ from series_tables import LABELS, row_of, write_ct, write_table
 
 from dinomed.bundle.causes import own_error
 from dinomed.bundle.head_checkpoint import HeadAbout, group_marks, read_about
-from dinomed.bundle.head_evaluation import Evaluated
+from dinomed.bundle.head_evaluation import Evaluated, threshold_source
 from dinomed.bundle.head_training import open_split
 from dinomed.cli.main import main
 from dinomed.data.embedded_series import collate_bags
 from dinomed.data.feature_cache import FeatureCache
 from dinomed.data.features import HEAD_WINDOWS_HU
 from dinomed.errors import InputError, OutputError, WeightsError
+from dinomed.metrics.classification import YOUDEN
 
 
 @pytest.fixture(scope="module")
@@ -486,6 +489,26 @@ def test_the_file_of_a_head_holds_no_names_of_patients_and_studies(trained_by_pa
     assert len(known["train_groups"]) > len(set(known["train"]))  # studies and patients
     assert b"study 1" not in (trained_by_patient / "best.pt").read_bytes()
     assert group_marks(["patient P"], ["a"]) != group_marks(["patient P"], ["b"])
+
+
+def test_scans_that_are_hardly_in_hounsfield_units_are_told_in_the_report(trained: Path, tmp_path: Path) -> None:
+    table = write_series(tmp_path, 2, name="grey ")
+    image = nibabel.load(tmp_path / "1.nii")
+    grey = np.clip(np.asarray(image.dataobj) + 100, 0, 255).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(grey, image.affine), tmp_path / "1.nii")
+    write_ct(tmp_path / "0.nii", 1000, shape=(16, 20, 4))
+    (told,) = scored(trained, table).about["warnings"]
+    assert told == "1 of 2 series have values that are hardly Hounsfield units (series 1)"
+
+
+def test_the_rule_of_the_thresholds_is_in_the_head_and_its_report(
+    places: dict[str, str], trained: Path, tmp_path: Path
+) -> None:
+    about = read_about(trained / "best.pt")
+    assert about.threshold_rule == YOUDEN
+    found = evaluate({**places, "table": str(trained / "split.csv")}, trained, tmp_path / "out")
+    assert YOUDEN in found["about"]["threshold_source"]
+    assert threshold_source(replace(about, threshold_rule="")).endswith("(Youden's index)")
 
 
 def test_a_head_that_knows_no_patients_is_used_and_the_report_says_so(trained: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from dinomed.metrics.classification import (
     multiclass_scores,
     precision_recall_curve,
     roc_curve,
-    threshold_for_sensitivity,
     why_undefined,
     wilson_interval,
     youden_threshold,
@@ -177,7 +176,32 @@ def test_youden_threshold_is_the_best_of_all_cuts(seed: int) -> None:
     assert gain(threshold) == pytest.approx(max(gain(cut) for cut in cuts), **CLOSE)
     below, above = scores[scores < threshold].max(), scores[scores >= threshold].min()
     assert threshold == pytest.approx((below + above) / 2, **CLOSE)
-    assert not [cut for cut in cuts if cut < below and gain(cut) > gain(threshold) - 1e-9]  # the lowest of the best
+    assert not [cut for cut in cuts if cut > above and gain(cut) > gain(threshold) - 1e-9]  # the highest of the best
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_equally_good_cuts_the_highest_is_chosen(seed: int) -> None:
+    """Few cases with few different scores, so that there are ties, against all cuts one by one."""
+    random = np.random.default_rng(seed)
+    labels = np.array([0, 1, *random.integers(0, 2, 6)])
+    scores = random.integers(0, 5, 8) / 8
+    distinct = np.unique(scores)
+    cuts = (distinct[:-1] + distinct[1:]) / 2
+
+    def gain(cut: float) -> int:
+        counts = confusion_at(scores, labels, cut)
+        return (counts.tp * (counts.tn + counts.fp) + counts.tn * (counts.tp + counts.fn)) - labels.sum() * (
+            8 - labels.sum()
+        )
+
+    best = max(map(gain, cuts), default=0)
+    wanted = max((cut for cut in cuts if gain(cut) == best), default=None) if best > 0 else None
+    assert youden_threshold(scores, labels) == wanted
+
+
+def test_a_threshold_between_separated_cases_is_as_far_from_both() -> None:
+    assert youden_threshold([0.01, 0.02, 0.3, 0.9], [0, 0, 1, 1]) == pytest.approx(0.16)
+    assert youden_threshold([0.1, 0.4, 0.6, 0.9], [0, 1, 0, 1]) == pytest.approx(0.75)  # 0.25 would be as good
 
 
 def test_youden_threshold_of_scores_that_are_upside_down_is_none() -> None:
@@ -190,29 +214,6 @@ def test_a_cut_between_neighbouring_numbers_parts_them() -> None:
         threshold = youden_threshold([low, high], [0, 1])
         assert threshold is not None
         assert confusion_at([low, high], [0, 1], threshold) == Confusion(1, 0, 0, 1)
-
-
-@pytest.mark.parametrize("wanted", [0.1, 0.5, 0.8, 0.95, 1.0])
-def test_threshold_for_sensitivity_is_the_highest_that_reaches_it(wanted: float) -> None:
-    scores, labels = cases(1)
-    threshold = threshold_for_sensitivity(scores, labels, wanted)
-    assert threshold is not None
-    reached = confusion_at(scores, labels, threshold).sensitivity
-    assert reached is not None
-    assert reached >= wanted
-    above = scores[scores >= threshold].min()
-    higher = confusion_at(scores, labels, above + 1e-6).sensitivity
-    assert higher is not None
-    assert higher < wanted
-
-
-def test_threshold_for_sensitivity_at_the_ends() -> None:
-    assert threshold_for_sensitivity([0.2, 0.6], [1, 0], 1.0) == 0.2  # all cases must be called positive
-    assert threshold_for_sensitivity([0.2, 0.6], [0, 1], 1.0) == pytest.approx(0.4)
-    assert threshold_for_sensitivity([0.2, 0.6], [0, 0], 0.9) is None
-    assert threshold_for_sensitivity(*([0.1 * k for k in range(10)], [0, 1] * 5), 0.6) == pytest.approx(0.45)
-    with pytest.raises(ValueError, match="sensitivity"):
-        threshold_for_sensitivity([0.2, 0.6], [0, 1], 0.0)
 
 
 @pytest.mark.parametrize("seed", range(3))

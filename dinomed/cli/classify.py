@@ -150,8 +150,7 @@ def _files(paths: Any) -> list[Path]:
 def _sentence(answer: Any) -> str:
     """The answer in a few words: what a scan is positive for, or a picture's likeliest class."""
     if hasattr(answer, "top"):
-        tops = [(task, *answer.top(task)[0]) for task in answer.label_names]
-        return ", ".join(f"{name} {probability:.2f}" for _, name, probability in tops)
+        return "; ".join(_of_task(answer, task) for task in answer.label_names)
     shown = [
         (name, probability if calibrated is None else calibrated, predicted)
         for name, probability, calibrated, predicted in zip(
@@ -159,7 +158,17 @@ def _sentence(answer: Any) -> str:
         )
     ]
     positive = [f"{name} {probability:.2f}" for name, probability, predicted in shown if predicted]
-    return ", ".join(positive) or f"nothing reaches its threshold ({shown[0][0]} {shown[0][1]:.2f})"
+    undecided = all(predicted is None for _, _, predicted in shown)
+    negative = "nothing is decided without thresholds" if undecided else "nothing reaches its threshold"
+    return ", ".join(positive) or f"{negative} ({shown[0][0]} {shown[0][1]:.2f})"
+
+
+def _of_task(answer: Any, task: str) -> str:
+    """What was decided of one task of a picture: a class, or all labels that reach the threshold."""
+    probabilities = dict(zip(answer.label_names[task], answer.probabilities[task], strict=True))
+    decided = ", ".join(f"{name} {probabilities[name]:.2f}" for name in answer.predicted(task))
+    likeliest, probability = answer.top(task)[0]
+    return decided or f"nothing reaches the threshold (likeliest {likeliest} {probability:.2f})"
 
 
 def _is_done(predictor: Predictor, case: Case, output: Path, request: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from series_tables import LABELS, write_ct
 from dinomed import Predictor
 from dinomed.bundle.head_checkpoint import HeadAbout, preprocessing_of, read_about, save_head
 from dinomed.bundle.scan_classifier import contradictions
+from dinomed.cli.classify import _sentence
 from dinomed.cli.main import main
 from dinomed.data.familiarity import measure_familiarity
 from dinomed.data.features import HEAD_WINDOWS_HU, FeatureExtractor, FeatureSettings
@@ -163,6 +164,27 @@ def test_a_reference_beside_the_slice_is_refused(predictor: Predictor, tmp_path:
         assert entry["slice_box_px"] == box
         assert entry["image_px"] == [64, 64]
     assert summary["heat_maps"][0]["cell_mm"] == pytest.approx([80.0, 80.0])
+
+
+def test_a_scan_whose_values_are_no_hounsfield_units_gets_a_warning(
+    predictor: Predictor, scan: Path, tmp_path: Path
+) -> None:
+    image = nibabel.load(scan)
+    grey = np.clip((np.asarray(image.dataobj) + 40) * 2, 0, 255).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(grey, image.affine), tmp_path / "grey.nii.gz")
+    predictor.classify(tmp_path / "grey.nii.gz").save(tmp_path)
+    told = summary_of(tmp_path / "grey")["warnings"][0]
+    assert told.startswith("its values are hardly Hounsfield units: they run from 0 to ")
+    assert ", as grey values of a picture do; rescale them" in told
+    assert not any("Hounsfield" in warning for warning in predictor.classify(scan).warnings)
+
+
+def test_the_terminal_says_what_was_decided_and_where_nothing_was(predictor: Predictor, scan: Path) -> None:
+    answer = predictor.classify(scan)
+    assert _sentence(replace(answer, thresholds=(1.0,) * 6)).startswith("nothing reaches its threshold (any ")
+    assert _sentence(replace(answer, thresholds=(None,) * 6)).startswith("nothing is decided without thresholds (any ")
+    low = _sentence(replace(answer, thresholds=(0.0, *[None] * 5)))
+    assert low == f"any {answer.calibrated[0]:.2f}"
 
 
 def test_a_pooled_head_says_that_its_slices_are_only_ranked(scan: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from dinomed.label_app.predictions import Predictions
 from dinomed.label_app.scoring import Dice
 from dinomed.label_app.strategies import Coverage, First, Random, Uncertainty
 from dinomed.label_app.studies import Studies
+from dinomed.label_app.submissions import named
 from dinomed.label_app.training import FineTune
 from dinomed.label_app.workspace import workspace_of
 from dinomed.predictor import Predictor
@@ -159,7 +160,8 @@ class MyApp(MONAILabelApp):
         if not path and not (os.path.isabs(image) and os.path.exists(image)):
             raise ImageNotFoundException(f"there is no scan {image!r} in the folder of scans")
         asked = {**copy.deepcopy(dict(request)), "image": path or image}
-        file, params = task(asked)
+        with named(image, "the scan"):
+            file, params = task(asked)
         label = file
         if path and request.get("save_label"):
             tag = str(request.get("label_tag", DefaultLabelTag.ORIGINAL.value))

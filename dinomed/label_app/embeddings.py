@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
+from torch.nn import functional
 
 from dinomed.bundle.config import config_file, read_configs, resolve
 from dinomed.data.features import FeatureExtractor, FeatureSettings, choose_slices
@@ -18,8 +21,10 @@ from dinomed.networks.backbones import TimmBackbone
 from dinomed.predictor.loading import explained
 from dinomed.transforms.provenance import file_sha256, scan_sha256
 
-SLICES = 32
+SLICES = 16
 """Axial slices that a scan is known by, spread from end to end."""
+SIDE = 160
+"""Pixels of their sides."""
 AXIAL = 2
 DIGITS = 20
 
@@ -63,7 +68,7 @@ class Embeddings:
         try:
             image = preprocessing({"image": str(scan)})["image"].as_tensor()[0]
             chosen = choose_slices(image.shape[AXIAL], 1, SLICES)
-            rows = extractor.embed(slice_inputs(image, AXIAL, chosen, 1))
+            rows = extractor.embed(_square(slice_inputs(image, AXIAL, chosen, 1), float(image.min())))
         except (RuntimeError, MemoryError) as error:
             reason = explained(error, str(scan), extractor.device)
             raise reason or DinomedError(f"{scan} cannot be embedded: {error}") from error
@@ -82,7 +87,7 @@ class Embeddings:
                 raise BundleError(f"the network of {model.name} has no DINOv3 backbone; choose another strategy")
             parser = read_configs(model.root, [config_file(model.root, "inference")])
             preprocessing = resolve(parser, "preprocessing", model.root)
-            extractor = FeatureExtractor(inner, FeatureSettings(pool="both"), predictor.device, "float32")
+            extractor = FeatureExtractor(inner, FeatureSettings(pool="both", resize=SIDE), predictor.device, "float32")
             self._extractors[model.name] = (extractor, preprocessing)
         return self._extractors[model.name]
 
@@ -96,3 +101,32 @@ class Embeddings:
         if content is None:
             raise InputError(f"{scan}: the voxels that its header names are not there; copy the scan again")
         return self.folder / model.name / self._backbones[model.name] / f"{content[:DIGITS]}.f4"
+
+
+def _square(slices: Tensor, air: float) -> Tensor:
+    """Lay slices (n, channels, rows, columns) in the middle of squares, so that resizing keeps their proportions."""
+    rows, columns = slices.shape[-2:]
+    side = max(rows, columns)
+    above, left = (side - rows) // 2, (side - columns) // 2
+    return functional.pad(slices, (left, side - columns - left, above, side - rows - above), value=air)
+
+
+def least_like(candidates: Mapping[str, Vector], labelled: Sequence[Vector]) -> tuple[str, float]:
+    """Choose the candidate farthest from its nearest labelled one, or the most typical where none is labelled.
+
+    Args:
+        candidates: Vectors of length 1 by name.
+        labelled: Vectors of length 1.
+
+    Returns:
+        Name, and its cosine distance to the nearest labelled scan, or the mean distance to all candidates.
+    """
+    names = list(candidates)
+    vectors = np.stack([candidates[name] for name in names])
+    if labelled:
+        nearest = (1 - vectors @ np.stack(labelled).T).min(axis=1)
+        index = int(nearest.argmax())
+        return names[index], max(0.0, float(nearest[index]))
+    mean = (1 - vectors @ vectors.T).mean(axis=1)
+    index = int(mean.argmin())
+    return names[index], max(0.0, float(mean[index]))

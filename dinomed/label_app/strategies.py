@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from dinomed.errors import DinomedError, InputError
-from dinomed.label_app.embeddings import Embeddings
+from dinomed.label_app.embeddings import Embeddings, least_like
 from dinomed.label_app.models import LabelModel
 from dinomed.label_app.predictions import Predictions
 from dinomed.label_app.studies import Studies
@@ -154,24 +153,3 @@ class Coverage(_OfModel):
         reference = [vectors[name] for name in labelled if name in vectors]
         chosen, distance = least_like({name: vectors[name] for name in candidates}, reference)
         return {"id": chosen, "distance": round(distance, 4), "looked_at": len(candidates), "of": len(names)}
-
-
-def least_like(candidates: Mapping[str, Any], labelled: list[Any]) -> tuple[str, float]:
-    """Choose the candidate farthest from its nearest labelled one, or the most typical where none is labelled.
-
-    Args:
-        candidates: Vectors of length 1 by name.
-        labelled: Vectors of length 1.
-
-    Returns:
-        Name, and its cosine distance to the nearest labelled scan, or the mean distance to all candidates.
-    """
-    names = list(candidates)
-    vectors = np.stack([candidates[name] for name in names])
-    if labelled:
-        nearest = (1 - vectors @ np.stack(labelled).T).min(axis=1)
-        index = int(nearest.argmax())
-        return names[index], float(nearest[index])
-    mean = (1 - vectors @ vectors.T).mean(axis=1)
-    index = int(mean.argmin())
-    return names[index], float(mean[index])

@@ -16,7 +16,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from dinomed.errors import InputError
 from dinomed.handlers.whole_files import write_file
 from dinomed.label_app.models import LabelModel
-from dinomed.label_app.submissions import numbers_by_name, read_labels, to_model_labels
+from dinomed.label_app.submissions import named, numbers_by_name, read_labels, to_model_labels
 from dinomed.transforms.volumes import read_grid, write_labels
 
 PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha", "*.mgz", "*.mgh")
@@ -54,7 +54,8 @@ class Studies(LocalDatastore):
         Raises:
             InputError: If it is no scan, or there is one of this name.
         """
-        read_grid(image_filename)
+        with named(image_filename, "what was sent"):
+            read_grid(image_filename)
         if image_id in self._datastore.objects:
             raise InputError(f"there is a scan {image_id!r} already; give the new one another name")
         if Path(image_id).name != image_id:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ SAME_PLACE_MM = 0.05
 """How far the corners of two grids may lie apart that count as one; viewers keep affines in single precision."""
 
 Labels = npt.NDArray[np.uint8]
+
+
+@contextmanager
+def named(path: str | Path, what: str) -> Iterator[None]:
+    """Call a file that was sent by what it is, not by the name that it has here for the moment."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), what)) from error
 
 
 def check_same_grid(label: Grid, scan: Grid, what: str = "the label map") -> None:
@@ -45,8 +55,9 @@ def read_labels(path: str | Path, scan: Grid, what: str = "the label map") -> La
     Raises:
         InputError: If it cannot be read, is empty, lies on another grid, or holds other numbers than 0 to 255.
     """
-    check_same_grid(read_grid(path), scan, what)
-    values = read_volume(path).array
+    with named(path, what):
+        check_same_grid(read_grid(path), scan, what)
+        values = read_volume(path).array
     numbers = np.rint(values)
     if not np.array_equal(numbers, values) or numbers.min() < 0 or numbers.max() > 255:
         raise InputError(f"{what} must hold whole numbers from 0 to 255, not values from {values.min()} on")

@@ -11,10 +11,12 @@ from typing import Any
 from dinomed.cli import data_bleeding, data_split
 from dinomed.errors import InputError
 
-LAYOUTS = ("auto", "ade20k", "coco", "image-mask", "image-folder", "list", "unlabelled")
+LAYOUTS = ("auto", "ade20k", "coco", "image-mask", "image-folder", "list", "labelled", "unlabelled")
+TASKS = ("multiclass", "multilabel", "multitask")
 EPILOG = """
 Every picture and label map is read once. Found are: pictures without label maps and the reverse, files that cannot be
 read, sizes that differ, labels out of range, wrong annotations, and pictures with the same pixels, across splits too.
+Pictures with classes are read as a training reads them with --task, and where a list has columns label_NAME.
 The class balance is reported. Exit status: 0 nothing was found, 2 something was or the path cannot be used.
 """
 
@@ -31,6 +33,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     check = actions.add_parser("check", help="check every file of a data set", description=what, epilog=EPILOG)
     check.add_argument("path", metavar="DIR_OR_JSON", help="folder, COCO file, or CSV or JSON list")
     check.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: recognised")
+    check.add_argument(
+        "--task", choices=TASKS, help="check pictures with classes (folders, CSV, JSON) as the training of a classifier"
+    )
     check.add_argument("--split", help="part to check, such as training (default: all)")
     check.add_argument("--images", metavar="DIR", help="folder of the pictures (COCO, image-mask)")
     check.add_argument("--masks", metavar="DIR", help="folder of the label maps (image-mask)")
@@ -116,6 +121,7 @@ def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.masks and not arguments.images:
         raise InputError("--masks needs --images; name both folders")
     options = {
+        "task": arguments.task,
         "split": arguments.split,
         "image_dir": arguments.images,
         "mask_dir": arguments.masks,

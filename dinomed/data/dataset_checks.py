@@ -123,7 +123,7 @@ def check_item(dataset: ImageDataset, index: int) -> ItemCheck:
     except InputError as error:
         found.problems.append(_unreadable(item["image"], error))
     if dataset.task == "classification":
-        found.counts = {item["label"]: 1}
+        found.counts = dict.fromkeys(dataset.numbers(index), 1)
     elif dataset.task == "segmentation":
         _check_label_map(dataset, index, found)
     unknown = [label for label in found.counts if not _is_known(dataset, label)]
@@ -191,8 +191,10 @@ def _duplicate(check: SplitCheck, index: int, other: SplitCheck, other_index: in
     where = f" in the split {other.dataset.split}" if other is not check else ""
     same_file = os.path.normpath(item["image"]) == os.path.normpath(first["image"])
     name = ""
-    if check.dataset.task == other.dataset.task == "classification" and item["label"] != first["label"]:
-        name = other.dataset.class_name(first["label"])
+    if check.dataset.task == other.dataset.task == "classification":
+        there = other.dataset.numbers(other_index)
+        if check.dataset.numbers(index) != there:
+            name = ", ".join(map(other.dataset.class_name, there)) or "none"
     if same_file:
         again = f"is listed{where} too" if where else "is listed twice"
         classes = f", first as {name}" if name else ""

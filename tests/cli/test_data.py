@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from class_pictures import SHAPES, make_folders, make_rows, write_csv
 from picture_sets import coco_content, make_ade20k, make_coco, make_masks, noise, save, square
 
 from dinomed.cli import data as data_verb
@@ -50,6 +51,47 @@ def test_options_reach_the_data_set(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["data", "check", str(tmp_path), "--num-classes", "7", "--reduce-zero-label"]) == 0
     assert main(["data", "check", str(make_ade20k(tmp_path / "a")), "--no-reduce-zero-label"]) == 2
     assert "has label 150" in capsys.readouterr().out
+
+
+def labelled(tmp_path: Path, **changes: object) -> Path:
+    rows = make_rows(tmp_path)
+    for row in rows:
+        row |= {f"label_{shape}": int(row["shape"] == shape) for shape in SHAPES}
+    rows[3] |= changes
+    return write_csv(tmp_path / "list.csv", rows)
+
+
+def test_lists_of_several_labels_are_checked_as_a_training_reads_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "check", str(labelled(tmp_path))]) == 0
+    printed = capsys.readouterr().out
+    assert "labelled, split training, classification, 12 pictures" in printed
+    assert "split validation, classification, 4 pictures" in printed
+    assert main(["data", "check", str(labelled(tmp_path, label_box="maybe"))]) == 2
+    assert capsys.readouterr().out.count("'maybe'") == 1
+
+
+def test_tasks_and_folders_are_checked_as_a_training_reads_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_rows(tmp_path)
+    path = write_csv(tmp_path / "list.csv", rows)
+    assert main(["data", "check", str(path), "--task", "multitask"]) == 0
+    assert "colour amber" in capsys.readouterr().out
+    (tmp_path / rows[0]["image"]).write_bytes(b"no picture")
+    (tmp_path / rows[1]["image"]).write_bytes((tmp_path / rows[6]["image"]).read_bytes())
+    assert main(["data", "check", str(path), "--task", "multitask"]) == 2
+    printed = capsys.readouterr().out
+    assert "unreadable file: 1\n" in printed
+    assert ", there as colour " in printed
+    folders = make_folders(tmp_path / "folders", validation=0)
+    (folders / "empty").mkdir()
+    assert main(["data", "check", str(folders), "--task", "multiclass", "--json"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert [split["split"] for split in report["splits"]] == ["training", "validation"]  # held out, as in training
+    assert sum(split["images"] for split in report["splits"]) == 18
+    assert "empty" in report["findings"][0]["file"]
 
 
 def test_folders_and_layout_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,10 @@ class ImageDataset(Sequence[dict[str, Any]]):
         label, reading = self.items[index]["label"], self.reading
         return read_label_map(label, reading.reduce_zero_label, reading.label_values, reading.ignore_index)
 
+    def numbers(self, index: int) -> list[int]:
+        """Number the classes of an item that is classified as a whole; several labels or tasks may have several."""
+        return [self.items[index]["label"]]
+
     def class_name(self, label: int) -> str:
         """Name a class."""
         return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"

@@ -97,6 +97,16 @@ def splits_of(path: Path) -> list[str]:
     return list(found) or [""]
 
 
+def has_label_columns(path: Path) -> bool:
+    """Whether a list has several labels a picture: columns `label_NAME`, or in JSON a list of names as `label`.
+
+    Raises:
+        InputError: If the list cannot be read.
+    """
+    rows = [row for split in splits_of(path) for row in _rows_of(path, split)]
+    return any(isinstance(row.get("label"), list) or any(str(key).startswith("label_") for key in row) for row in rows)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

@@ -73,12 +73,25 @@ class LabelledImages(ImageDataset):
             }
             for row, labels in found
         ]
-        only = list(classes[LABEL].values()) if kind != "multitask" else []
+        only = [
+            shown if task == LABEL else f"{task} {shown}" for task, names in classes.items() for shown in names.values()
+        ]
         super().__init__(source, items, "classification", part, only, None, None, problems, strict)
         self.kind = kind
         self.classes = classes
         self.division = {} if division is None else division.described()
         self.mark = data_mark(found)
+
+    def numbers(self, index: int) -> list[int]:
+        """Number the classes of an item in `class_names`, which holds those of all tasks one after the other."""
+        label = self.items[index]["label"]
+        if self.kind == "multilabel":
+            return [int(number) for number in label.nonzero()[:, 0]]
+        found, first = [], 0
+        for task, names in self.classes.items():
+            found.append(first + (label[task] if isinstance(label, dict) else label))
+            first += len(names)
+        return found
 
     @property
     def label_names(self) -> list[str] | dict[str, list[str]]:
@@ -191,6 +204,31 @@ def open_labelled_images(
     if not members and not problems:
         raise InputError(f"{place} has no {part} pictures{lost}")
     return LabelledImages(place, there, kind, classes, part, [*problems, *missing], strict, division)
+
+
+def open_labelled_parts(
+    source: str | os.PathLike[str], kind: str = "multiclass", class_names: ClassNames = None
+) -> list[LabelledImages]:
+    """Open all parts of a data set of labelled pictures as a training takes them, for `dinomed data check`.
+
+    Rows that cannot be used are left out of the parts, and stand among the problems of the first that tells of them.
+
+    Args:
+        source: Folder or list.
+        kind: See `open_labelled_images`.
+        class_names: See `open_labelled_images`.
+
+    Raises:
+        InputError: If nothing could be trained.
+    """
+    given = {row.part for row in read_rows(source)[0]}
+    parts = ["training", "validation", *(["test"] if "test" in given else [])]
+    opened = [open_labelled_images(source, part, kind, class_names, strict=False) for part in parts]
+    told: set[Problem] = set()
+    for data in opened:
+        data.problems = tuple(each for each in data.problems if each not in told)
+        told |= set(data.problems)
+    return opened
 
 
 def _target(kind: str, labels: Mapping[str, Sequence[str]], numbers: Mapping[str, Mapping[str, int]]) -> Any:

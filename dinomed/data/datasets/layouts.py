@@ -13,11 +13,11 @@ from dinomed.data.datasets.image_dataset import ImageDataset
 from dinomed.data.datasets.image_files import is_image_name
 from dinomed.data.datasets.image_folder import ImageFolder
 from dinomed.data.datasets.image_mask_folder import ImageMaskFolder
-from dinomed.data.datasets.item_list import ItemList, read_json, splits_of
+from dinomed.data.datasets.item_list import ItemList, has_label_columns, read_json, splits_of
 from dinomed.data.datasets.unlabelled import UnlabelledImages
 from dinomed.errors import InputError
 
-LAYOUTS = ("ade20k", "coco", "image-mask", "image-folder", "list", "unlabelled")
+LAYOUTS = ("ade20k", "coco", "image-mask", "image-folder", "list", "labelled", "unlabelled")
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "SegmentationClass", "ann", "gt")
@@ -42,6 +42,8 @@ def open_datasets(path: str | os.PathLike[str], layout: str = "auto", **options:
         raise InputError(f"there is no layout {layout!r}; choose from auto, {', '.join(LAYOUTS)}")
     if not place.exists():
         raise InputError(f"there is no file or folder {place}; check the path")
+    if options.get("task") is not None and layout in ("auto", "image-folder", "list"):
+        layout = "labelled"
     found = layout if layout != "auto" else recognise(place)
     return _OPENERS[found](place, options)
 
@@ -80,10 +82,12 @@ def recognise(place: Path) -> str:
 def _recognise_file(place: Path) -> str:
     suffix = place.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return "list"
+        return "labelled" if has_label_columns(place) else "list"
     if suffix == ".json":
         content = read_json(place)
-        return "coco" if isinstance(content, dict) and is_coco_content(content) else "list"
+        if isinstance(content, dict) and is_coco_content(content):
+            return "coco"
+        return "labelled" if has_label_columns(place) else "list"
     if is_image_name(place.name):
         return "unlabelled"
     raise InputError(f"{place} is no data set; name a folder, a COCO file, a CSV or JSON list, or a picture")
@@ -207,6 +211,20 @@ def _open_image_folder(place: Path, split: str, options: dict[str, Any]) -> Imag
     return ImageFolder(place, split=split, **kept)
 
 
+def _open_labelled(place: Path, options: dict[str, Any]) -> list[ImageDataset]:
+    from dinomed.data.datasets.labelled_images import open_labelled_parts  # needs torch, which nothing else here does
+
+    kind = options.get("task") or ("multilabel" if place.is_file() and has_label_columns(place) else "multiclass")
+    opened = open_labelled_parts(place, kind, options.get("class_names"))
+    if not options.get("split"):
+        return list(opened)
+    if chosen := [each for each in opened if each.split == options["split"]]:
+        return list(chosen)
+    raise InputError(
+        f"{place} has no part {options['split']!r} for a classifier; it has {', '.join(each.split for each in opened)}"
+    )
+
+
 def _folder_names(place: Path) -> list[str]:
     return sorted(each.name for each in place.iterdir() if each.is_dir() and not each.name.startswith("."))
 
@@ -221,5 +239,6 @@ _OPENERS: dict[str, Opener] = {
     "image-mask": _per_split(_open_image_mask),
     "image-folder": _per_split(_open_image_folder),
     "list": _open_list,
+    "labelled": _open_labelled,
     "unlabelled": _open_unlabelled,
 }

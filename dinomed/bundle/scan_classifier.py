@@ -29,8 +29,7 @@ from dinomed.networks.classifier import join_features
 from dinomed.transforms.classification_results import Classification, SimilarityMap, check_reference, choose_reference
 from dinomed.transforms.heat_maps import HEAT_MAP_KINDS, HeatMap, canonical_positions, pixel_mm, slice_grid
 from dinomed.transforms.hounsfield import TO_HU, hounsfield_doubt
-from dinomed.transforms.provenance import describe_transforms, file_sha256
-from dinomed.transforms.report import RunInfo
+from dinomed.transforms.report import RunInfo, describe_run
 from dinomed.transforms.slice_boxes import SliceBox
 from dinomed.transforms.volume_folders import case_name
 from dinomed.transforms.volume_reading import Grid, read_grid, read_volume
@@ -307,18 +306,14 @@ def classifier_run(
     classifier: ScanClassifier, bundle: str, version: str, weights: str | Path, overlay: str | None = None
 ) -> RunInfo:
     """What reports say of the model and how it runs."""
-    extractor, weights = classifier.extractor, Path(weights)
-    described = extractor.describe()
-    return RunInfo(
-        bundle=bundle,
-        version=version,
+    described = classifier.extractor.describe()
+    return describe_run(
+        *(bundle, version, weights),
         overlay=overlay,
-        weights_file=weights.name,
-        weights_sha256=file_sha256(weights),
-        device=str(extractor.device),
-        precision=str(described.pop("precision")),
-        preprocessing=({"name": "FeatureExtractor", **described},),
-        inference=tuple(describe_transforms([classifier.network])),
+        device=classifier.extractor.device,
+        precision=described.pop("precision"),
+        preprocessing=[{"name": "FeatureExtractor", **described}],
+        inference=[classifier.network],
     )
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinomed.cli.cases import find_picture_cases
-from dinomed.cli.run_log import CaseResult, RunLog, check_summary
-from dinomed.cli.segment import add_running, check_output, find_inputs, is_for_pictures
-from dinomed.errors import DinomedError, InputError
+from dinomed.cli.run_log import CaseResult, RunLog
+from dinomed.cli.segment import add_running, find_inputs, is_for_pictures, open_output, told
+from dinomed.errors import InputError
 
 if TYPE_CHECKING:
     from dinomed.cli.cases import Case, Refused
@@ -55,15 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dinomed.transforms.prediction import finish_stopped
-
-    if not arguments.output:
-        raise InputError("--output is empty; name a folder (is a variable in the command unset?)")
-    output = Path(arguments.output)
-    check_output(output)
-    if not arguments.overwrite:
-        check_summary(output)
-    finish_stopped(output)
+    output = open_output(arguments)
     cases, refused = _find(arguments, output)
 
     from dinomed.predictor import Predictor
@@ -116,13 +108,8 @@ def _classify_case(
     predictor: Predictor, case: Case, output: Path, request: dict[str, Any], overwrite: bool, answers: dict[str, Any]
 ) -> CaseResult:
     """Classify one case and write its results; whatever goes wrong becomes part of the answer."""
-    import time
-
-    from dinomed.cli.main import describe
-
-    started_s = time.perf_counter()
     result = CaseResult(str(case.path), case.name, "failed")
-    try:
+    with told(result):
         if not overwrite and _is_done(predictor, case, output, request):
             result.status, result.message = "skipped", "done before; --overwrite does it again"
             return result
@@ -133,13 +120,6 @@ def _classify_case(
         result.status = "done"
         result.outputs = [str(path.relative_to(output)) for path in _files(paths)]
         result.message = "; ".join([_sentence(answer), *answer.warnings])
-    except InputError as error:
-        result.message, result.users_fault = str(error), True
-    except DinomedError as error:
-        result.message = str(error)
-    except Exception as error:
-        result.message = f"internal error, please report it: {describe(error)}"
-    result.seconds = time.perf_counter() - started_s
     return result
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,15 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dinomed.transforms.prediction import finish_stopped
-
-    if not arguments.output:
-        raise InputError("--output is empty; name a folder (is a variable in the command unset?)")
-    output = Path(arguments.output)
-    check_output(output)
-    if not arguments.overwrite:
-        check_summary(output)
-    finish_stopped(output)
+    output = open_output(arguments)
     cases, refused = find_inputs(arguments, output)
 
     from dinomed.predictor import Predictor
@@ -98,6 +92,42 @@ def _run(arguments: argparse.Namespace) -> int:
             log.add(segment_case(predictor, case, output, arguments.frame, arguments.overwrite, log.advance))
         log.finish(as_json=arguments.json)
         return log.exit_status
+
+
+def open_output(arguments: argparse.Namespace) -> Path:
+    """Make sure, before anything else takes time, that the results can be written, and finish what a stopped run left.
+
+    Raises:
+        InputError: If no folder is named.
+        OutputError: If it cannot take the results.
+    """
+    from dinomed.transforms.prediction import finish_stopped
+
+    if not arguments.output:
+        raise InputError("--output is empty; name a folder (is a variable in the command unset?)")
+    output = Path(arguments.output)
+    check_output(output)
+    if not arguments.overwrite:
+        check_summary(output)
+    finish_stopped(output)
+    return output
+
+
+@contextlib.contextmanager
+def told(result: CaseResult) -> Iterator[None]:
+    """Make whatever goes wrong with a case part of its answer, and note how long it took."""
+    from dinomed.cli.main import describe
+
+    started_s = time.perf_counter()
+    try:
+        yield
+    except InputError as error:
+        result.message, result.users_fault = str(error), True
+    except DinomedError as error:
+        result.message = str(error)
+    except Exception as error:
+        result.message = f"internal error, please report it: {describe(error)}"
+    result.seconds = time.perf_counter() - started_s
 
 
 def find_inputs(arguments: argparse.Namespace, output: Path) -> tuple[list[Case], list[Refused]]:
@@ -158,13 +188,8 @@ def segment_case(
     progress: Callable[[int, int], None] | None = None,
 ) -> CaseResult:
     """Segment one case and write its results; whatever goes wrong becomes part of the answer."""
-    import time
-
-    from dinomed.cli.main import describe
-
-    started_s = time.perf_counter()
     result = CaseResult(str(case.path), case.name, "failed")
-    try:
+    with told(result):
         if not overwrite and is_done(predictor, case, output, frame):
             result.status, result.message = "skipped", "done before; --overwrite does it again"
             return result
@@ -176,13 +201,6 @@ def segment_case(
         result.outputs = [path.name for path in vars(paths).values()]
         result.volumes_ml = getattr(prediction, "volumes_ml", {})  # pictures have none
         result.message = "; ".join(prediction.warnings)
-    except InputError as error:
-        result.message, result.users_fault = str(error), True
-    except DinomedError as error:
-        result.message = str(error)
-    except Exception as error:
-        result.message = f"internal error, please report it: {describe(error)}"
-    result.seconds = time.perf_counter() - started_s
     return result
 
 

@@ -13,7 +13,7 @@ from monai.transforms import Compose, Transform
 from torch import nn
 
 from dinomed.bundle.config import resolve
-from dinomed.bundle.locate import read_metadata
+from dinomed.bundle.running import bundle_version
 from dinomed.bundle.scan_classifier import ScanClassifier, classifier_run
 from dinomed.errors import InputError
 from dinomed.inferers.precision import resolve_precision
@@ -26,8 +26,7 @@ from dinomed.transforms.image_classification import (
 )
 from dinomed.transforms.image_reading import IMAGE_SUFFIXES
 from dinomed.transforms.natural_images import refuse_scan
-from dinomed.transforms.provenance import describe_transforms, file_sha256
-from dinomed.transforms.report import RunInfo
+from dinomed.transforms.report import RunInfo, describe_run
 
 
 class ScanClassification:
@@ -52,8 +51,8 @@ class ScanClassification:
     ) -> ScanClassification:
         """Load backbone and head; errors as those of `Predictor.from_bundle`."""
         classifier = component_of(parser, root, "classifier", ScanClassifier)
-        version = str(read_metadata(root).get("version", ""))
-        return cls(root, parser, classifier, classifier_run(classifier, root.name, version, checkpoint, overlay))
+        run = classifier_run(classifier, root.name, bundle_version(root), checkpoint, overlay)
+        return cls(root, parser, classifier, run)
 
     def check_request(self, **request: Any) -> None:
         """Refuse a request that is not possible with any scan."""
@@ -107,16 +106,13 @@ class PictureClassification:
         network = component_of(parser, root, "network", nn.Module)
         dtype = resolve_precision(str(resolve(parser, "precision", root)), device)
         parts = [component_of(parser, root, "inferer", Inferer), component_of(parser, root, "decide", Transform)]
-        run = RunInfo(
-            bundle=root.name,
-            version=str(read_metadata(root).get("version", "")),
+        run = describe_run(
+            *(root.name, bundle_version(root), checkpoint),
             overlay=overlay,
-            weights_file=checkpoint.name,
-            weights_sha256=file_sha256(checkpoint),
-            device=str(device),
-            precision=str(dtype).removeprefix("torch."),
-            inference=tuple(describe_transforms(parts)),
-            preprocessing=tuple(describe_transforms(component_of(parser, root, "preprocessing", Compose))),
+            device=device,
+            precision=dtype,
+            inference=parts,
+            preprocessing=component_of(parser, root, "preprocessing", Compose),
         )
         return cls(root, parser, network, device, run)
 

@@ -15,17 +15,17 @@ from torch import nn
 
 from dinomed.bundle.checkpoint import load_network
 from dinomed.bundle.config import resolve
-from dinomed.bundle.locate import read_metadata
+from dinomed.bundle.running import bundle_version
 from dinomed.bundle.settings import read_settings
 from dinomed.errors import BundleError, InputError
 from dinomed.inferers.precision import resolve_precision
 from dinomed.predictor.loading import component_of, explained, picture_settings, timed
+from dinomed.transforms.geometry import ToNetworkGridd
 from dinomed.transforms.image_labels import LabelsAtImageSized
 from dinomed.transforms.image_reading import IMAGE_SUFFIXES
 from dinomed.transforms.image_results import ImagePrediction, ImageResultPaths, assemble_image_prediction
 from dinomed.transforms.natural_images import refuse_scan
-from dinomed.transforms.provenance import describe_transforms, file_sha256
-from dinomed.transforms.report import RunInfo, name_labels
+from dinomed.transforms.report import RunInfo, describe_run, name_labels
 from dinomed.transforms.results import Prediction, ResultPaths, assemble_prediction
 
 INFERENCE: tuple[tuple[str, Any], ...] = (("inferer", Inferer), ("decide", Transform))
@@ -68,18 +68,15 @@ class Segmentation:
         dtype = resolve_precision(settings.precision, device)
         preprocessing = component_of(parser, root, "preprocessing", Compose)
         network = load_network(component_of(parser, root, "network_def", nn.Module), checkpoint, device)
-        run = RunInfo(
-            bundle=root.name,
-            version=str(read_metadata(root).get("version", "")),
+        run = describe_run(
+            *(root.name, bundle_version(root), checkpoint),
             overlay=overlay,
-            weights_file=checkpoint.name,
-            weights_sha256=file_sha256(checkpoint),
-            device=str(device),
-            precision=str(dtype).removeprefix("torch."),
+            device=device,
+            precision=dtype,
             planes=settings.planes,
             class_groups=settings.class_groups,
-            inference=tuple(describe_transforms([component_of(parser, root, *each) for each in INFERENCE])),
-            preprocessing=tuple(describe_transforms(preprocessing)),
+            inference=[component_of(parser, root, *each) for each in INFERENCE],
+            preprocessing=preprocessing,
         )
         return cls(root, parser, network, device, run)
 
@@ -148,6 +145,16 @@ class Segmentation:
                 f"{path} is a picture, and the bundle {self.root.name} reads scans (NIfTI, NRRD, MetaImage, MGH, "
                 "DICOM); take a bundle for pictures, such as ade20k_segmentation (see `dinomed bundle list`)"
             )
+
+    def native_preprocessing(self, frame: int | None) -> Compose:
+        """Return the preprocessing with the scan's own voxels, in RAS order, in place of the network's grid."""
+        self._choose_frame(frame)
+        return Compose(
+            [
+                ToNetworkGridd(each.keys, None) if isinstance(each, ToNetworkGridd) else each
+                for each in self._preprocessing.transforms
+            ]
+        )
 
     def _infer(self, image: Any) -> torch.Tensor:
         probs: torch.Tensor = self._inferer(image.as_tensor()[None].to(self.device), self.network)[0]

@@ -23,8 +23,7 @@ from dinomed.transforms.image_classification import (
     assemble_image_classification,
     names_by_task,
 )
-from dinomed.transforms.provenance import describe_transforms, file_sha256, to_json
-from dinomed.transforms.report import RunInfo
+from dinomed.transforms.report import describe_run
 from dinomed.transforms.results import StageTimes
 from dinomed.transforms.volume_checks import cause_of, shown
 
@@ -193,17 +192,13 @@ class SaveImageClassificationd(MapTransform):
         self.overwrite = overwrite
         self.stage_times = stage_times
         self.rows: list[dict[str, Any]] = []
-        weights = Path(weights_path) if weights_path is not None else None
-        self.run = RunInfo(
-            bundle=bundle_name,
-            version=bundle_version,
+        self.run = describe_run(
+            *(bundle_name, bundle_version, weights_path),
             overlay=overlay,
-            weights_file=weights.name if weights else None,
-            weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
-            device=None if device is None else str(device),
-            precision=to_json(precision),
-            inference=tuple(describe_transforms(inference_summary)),
-            preprocessing=tuple(describe_transforms(preprocessing_summary)),
+            device=device,
+            precision=precision,
+            inference=inference_summary,
+            preprocessing=preprocessing_summary,
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -12,8 +12,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from dinomed.transforms.image_prediction import ImagePrediction, ImageResultPaths, write_image_results
-from dinomed.transforms.provenance import describe_transforms, file_sha256, to_json
-from dinomed.transforms.report import RunInfo, name_labels
+from dinomed.transforms.report import RunInfo, describe_run, name_labels
 from dinomed.transforms.results import StageTimes
 
 __all__ = ["ImagePrediction", "ImageResultPaths", "SaveImageSegmentationd", "assemble_image_prediction"]
@@ -67,17 +66,13 @@ class SaveImageSegmentationd(MapTransform):
         self.overwrite = overwrite
         self.background_label = background_label
         self.stage_times = stage_times
-        weights = Path(weights_path) if weights_path is not None else None
-        self.run = RunInfo(
-            bundle=bundle_name,
-            version=bundle_version,
+        self.run = describe_run(
+            *(bundle_name, bundle_version, weights_path),
             overlay=overlay,
-            weights_file=weights.name if weights else None,
-            weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
-            device=None if device is None else str(device),
-            precision=to_json(precision),
-            inference=tuple(describe_transforms(inference_summary)),
-            preprocessing=tuple(describe_transforms(preprocessing_summary)),
+            device=device,
+            precision=precision,
+            inference=inference_summary,
+            preprocessing=preprocessing_summary,
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
 
-from dinomed.transforms.provenance import software_versions, to_json
+from dinomed.transforms.provenance import describe_transforms, file_sha256, software_versions, to_json
 from dinomed.transforms.volume_checks import shown
 
 if TYPE_CHECKING:
@@ -61,6 +63,49 @@ class RunInfo:
             "planes": list(self.planes),
             "class_groups": groups,
         }
+
+
+def describe_run(
+    bundle: str,
+    version: str,
+    weights_path: str | os.PathLike[str] | None,
+    *,
+    overlay: str | None = None,
+    device: Any = None,
+    precision: Any = None,
+    planes: Sequence[str] | str | None = None,
+    class_groups: Sequence[Sequence[int]] | None = None,
+    inference: Any = (),
+    preprocessing: Any = (),
+) -> RunInfo:
+    """Describe a run by what a configuration or a predictor knows of it.
+
+    Args:
+        bundle: Name of the model.
+        version: Of the bundle.
+        weights_path: File of the weights; identified by its checksum where it is there.
+        overlay: Name of a variant of the bundle.
+        device: Where the network runs.
+        precision: How it computes, as a word or a dtype.
+        planes: Planes that it sees, also as "axial,coronal".
+        class_groups: Outputs of the network that make each label; None where each is a label.
+        inference: Inferer, network or transforms, see `describe_transforms`.
+        preprocessing: The chain of transforms, or a description of it.
+    """
+    weights = None if weights_path is None else Path(weights_path)
+    return RunInfo(
+        bundle=bundle,
+        version=version,
+        overlay=overlay,
+        weights_file=weights.name if weights else None,
+        weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
+        device=None if device is None else str(device),
+        precision=to_json(precision),
+        planes=tuple(planes.split(",")) if isinstance(planes, str) else tuple(planes or ()),
+        class_groups=None if class_groups is None else tuple(tuple(group) for group in class_groups),
+        inference=tuple(describe_transforms(inference)),
+        preprocessing=tuple(describe_transforms(preprocessing)),
+    )
 
 
 def deciding(report: Mapping[str, Any]) -> dict[str, Any]:

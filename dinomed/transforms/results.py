@@ -13,8 +13,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from dinomed.transforms.prediction import Prediction, ResultPaths, write_results
-from dinomed.transforms.provenance import describe_transforms, file_sha256, to_json
-from dinomed.transforms.report import RunInfo, name_labels
+from dinomed.transforms.report import RunInfo, describe_run, name_labels
 from dinomed.transforms.volumes import read_grid
 
 __all__ = ["Prediction", "ResultPaths", "SaveSegmentationd", "assemble_prediction", "write_results"]
@@ -82,19 +81,15 @@ class SaveSegmentationd(MapTransform):
         self.overwrite = overwrite
         self.frame = frame
         self.stage_times = stage_times
-        weights = Path(weights_path) if weights_path is not None else None
-        self.run = RunInfo(
-            bundle=bundle_name,
-            version=bundle_version,
+        self.run = describe_run(
+            *(bundle_name, bundle_version, weights_path),
             overlay=overlay,
-            weights_file=weights.name if weights else None,
-            weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
-            device=None if device is None else str(device),
-            precision=to_json(precision),
-            planes=tuple(planes.split(",")) if isinstance(planes, str) else tuple(planes or ()),
-            inference=tuple(describe_transforms(inference_summary)),
-            class_groups=None if class_groups is None else tuple(tuple(group) for group in class_groups),
-            preprocessing=tuple(describe_transforms(preprocessing_summary)),
+            device=device,
+            precision=precision,
+            planes=planes,
+            class_groups=class_groups,
+            inference=inference_summary,
+            preprocessing=preprocessing_summary,
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

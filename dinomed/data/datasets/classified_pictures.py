@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinomed.data.datasets.pictures import Paths, find_pictures
+from dinomed.data.datasets.pictures import Paths, find_pictures, named_pictures
 from dinomed.errors import InputError, OutputError
 from dinomed.transforms.image_classification import CLASS_PICTURE, CLASS_REPORT, ClassResultPaths
 from dinomed.transforms.image_prediction import picture_name
 from dinomed.transforms.volume_checks import shown
-
-LISTED = 5
 
 
 def list_to_classify(source: Paths, output_dir: str | Path | None = None) -> list[dict[str, str]]:
@@ -29,20 +26,7 @@ def list_to_classify(source: Paths, output_dir: str | Path | None = None) -> lis
         InputError: If there is nothing, or two pictures share a name, so that one's results would replace the other's.
         OutputError: If a result would replace a picture.
     """
-    if source is None or not isinstance(source, str | Path | Sequence):
-        raise InputError(f"input is {source!r}; set it to a picture, to a folder of pictures, or to a list of them")
-    given = [source] if isinstance(source, str | Path) else list(source)
-    found = [path for each in given for path in _pictures_of(each)]
-    pictures = list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
-    if not pictures:
-        raise InputError("no pictures are named; set input to a picture or to a folder of pictures")
-    counts = Counter(picture_name(path).casefold() for path in pictures)  # not every disk tells case apart
-    if twice := sorted(name for name, count in counts.items() if count > 1):
-        more = f" and {len(twice) - LISTED} more" if len(twice) > LISTED else ""
-        raise InputError(
-            f"several pictures are called {', '.join(twice[:LISTED])}{more}, so that their results would replace each "
-            "other; give each a name of its own, or classify their folders one by one"
-        )
+    pictures = named_pictures(source, _pictures_of)
     if output_dir is not None:
         check_results_stay_apart([(path, picture_name(path)) for path in pictures], output_dir)
     return [{"image": str(path)} for path in pictures]

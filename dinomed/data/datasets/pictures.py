@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dinomed.data.datasets.image_files import list_images
@@ -18,6 +18,8 @@ from dinomed.transforms.image_prediction import (
     picture_name,
 )
 from dinomed.transforms.volume_checks import shown
+
+LISTED = 5
 
 Paths = str | Path | Sequence[str | Path] | None
 
@@ -49,6 +51,33 @@ def _is_result(path: Path) -> bool:
     return False
 
 
+def named_pictures(source: Paths, find: Callable[[str | Path], list[Path]] = find_pictures) -> list[Path]:
+    """List the pictures that are asked for; one that is named twice counts once.
+
+    Args:
+        source: A picture, a folder, or a list of these.
+        find: Lists those of a folder.
+
+    Raises:
+        InputError: If there is nothing, or two pictures share a name, so that one's results would replace the other's.
+    """
+    if source is None or not isinstance(source, str | Path | Sequence):
+        raise InputError(f"input is {source!r}; set it to a picture, to a folder of pictures, or to a list of them")
+    given = [source] if isinstance(source, str | Path) else list(source)
+    found = [path for each in given for path in find(each)]
+    pictures = list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
+    if not pictures:
+        raise InputError("no pictures are named; set input to a picture or to a folder of pictures")
+    counts = Counter(picture_name(path).casefold() for path in pictures)  # not every disk tells case apart
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        more = f" and {len(twice) - LISTED} more" if len(twice) > LISTED else ""
+        raise InputError(
+            f"several pictures are called {', '.join(twice[:LISTED])}{more}, so that their results would replace each "
+            "other; give each a name of its own, or take their folders one by one"
+        )
+    return pictures
+
+
 def list_pictures(source: Paths, output_dir: str | Path | None = None) -> list[dict[str, str]]:
     """List pictures as items of a MONAI dataset with the key "image"; one that is named twice counts once.
 
@@ -60,16 +89,7 @@ def list_pictures(source: Paths, output_dir: str | Path | None = None) -> list[d
         InputError: If there is nothing, or two pictures share a name, so that one's results would replace the other's.
         OutputError: If a result would replace a picture.
     """
-    if source is None or not isinstance(source, str | Path | Sequence):
-        raise InputError(f"input is {source!r}; set it to a picture, to a folder of pictures, or to a list of them")
-    given = [source] if isinstance(source, str | Path) else list(source)
-    found = [path for each in given for path in find_pictures(each)]
-    pictures = list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
-    counts = Counter(picture_name(path).casefold() for path in pictures)  # not every disk tells case apart
-    if twice := sorted(name for name, count in counts.items() if count > 1):
-        raise InputError(f"several pictures are called {', '.join(twice)}; give each a name of its own")
-    if not pictures:
-        raise InputError("no pictures are named; set input to a picture or to a folder of pictures")
+    pictures = named_pictures(source)
     if output_dir is not None:
         check_pictures_stay([(path, picture_name(path)) for path in pictures], Path(output_dir))
     return [{"image": str(path)} for path in pictures]

@@ -20,7 +20,6 @@ from dinomed.transforms.volume_checks import excerpt, shown
 HEMORRHAGE_LABELS = ("any", "epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 PREFIX = "label_"
 REQUIRED = ("study_uid", "series_uid", "nifti_path")
-OPTIONAL = ("rel_dir", "patient_id", "part")
 PARTS = ("train", "validation", "test")
 OTHER_NAMES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 ANSWERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}

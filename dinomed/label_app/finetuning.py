@@ -76,17 +76,17 @@ class Stats:
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, behind the checkpoint."""
         engine.add_event_handler(Events.STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write, within_epoch=1)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write, within_epoch=0)
 
     def _begin(self, engine: Engine) -> None:
         self._first_epoch = engine.state.epoch
 
-    def _write(self, engine: Engine) -> None:
+    def _write(self, engine: Engine, within_epoch: int) -> None:
         state = engine.state
         rated = state.best_metric_epoch != -1
         facts = {
-            "epoch": state.iteration // state.epoch_length,
+            "epoch": state.epoch - within_epoch,  # those that have a checkpoint
             "total_epochs": state.max_epochs,
             "step": state.iteration,
             "total_steps": state.max_epochs * state.epoch_length,

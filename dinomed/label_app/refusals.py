@@ -41,7 +41,7 @@ def install(server: FastAPI, app: MyApp) -> None:
     async def check(request: Request, call_next: RequestResponseEndpoint) -> Response:
         try:
             await _check(request, app)
-        except (HTTPException, InputError, ValueError) as error:
+        except (HTTPException, MONAILabelException, InputError, ValueError) as error:
             return await _answer(request, error)
         return await call_next(request)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from dinomed.errors import InputError
+from dinomed.inferers.planes import PLANE_AXES
 from dinomed.label_app.models import LabelModel
 from dinomed.label_app.predictions import Predictions, facts_of
 from dinomed.label_app.submissions import Labels, numbers_by_name, read_labels
+from dinomed.transforms.provenance import to_json
 from dinomed.transforms.volumes import case_name, read_grid, write_labels
 
+PLANES = ("found by itself", *PLANE_AXES)
+"""That labels may be drawn in."""
 Answer = tuple[str, dict[str, Any]]
 
 
@@ -53,7 +57,7 @@ class Propagate(InferTask):
     def __init__(self, models: Mapping[str, LabelModel]) -> None:
         super().__init__(
             *(InferType.SCRIBBLES, [], 3, "carries labels drawn on some slices through the volume"),
-            config={"backbone_of": list(models)},
+            config={"backbone_of": list(models), "plane": list(PLANES)},
         )
         self.models = models
 
@@ -67,14 +71,12 @@ class Propagate(InferTask):
         Where Slicer names one of several segments, that one alone is carried, and is 1 in the answer.
 
         Raises:
-            InputError: If nothing is drawn, or it lies on another grid.
+            InputError: If nothing is drawn, it lies on another grid, or a setting is unknown.
         """
         if not request.get("label"):
             raise InputError("propagate needs a label map with the request; draw on one or a few slices first")
-        name = request.get("backbone_of") or next(iter(self.models))
-        name = name[0] if isinstance(name, list) else name
-        if name not in self.models:
-            raise InputError(f"backbone_of is {name!r}; choose from {', '.join(self.models)}")
+        name = _chosen(request, "backbone_of", list(self.models))
+        plane = _chosen(request, "plane", PLANES)
         grid = read_grid(request["image"])
         labels = read_labels(request["label"], grid, "what is drawn")
         names = numbers_by_name(request.get("label_info"))
@@ -86,12 +88,26 @@ class Propagate(InferTask):
             drawn = Path(folder) / "drawn.nii.gz"
             write_labels(labels, grid, drawn)
             predictor: Any = self.models[name].predictor()
-            prediction = predictor.propagate(request["image"], drawn)
+            prediction = predictor.propagate(request["image"], drawn, plane=None if plane == PLANES[0] else plane)
         answer = new_file(request["image"])
         write_labels(prediction.labels, prediction.grid, answer)
         present = [int(value) for value in np.unique(labels) if value]
         named = {names.get(value, f"label {value}"): value for value in present}
-        return answer, {"label_names": named, "model": "propagate", **facts_of(prediction)}
+        facts = {**facts_of(prediction), "inference": to_json(prediction.run.inference)}
+        return answer, {"label_names": named, "model": "propagate", **facts}
+
+
+def _chosen(request: Mapping[str, Any], key: str, offered: Sequence[str]) -> str:
+    """One of the values that are offered, the first where none is named; viewers may send the list.
+
+    Raises:
+        InputError: If it is none of them.
+    """
+    given = request.get(key) or offered[0]
+    value = given[0] if isinstance(given, list) else given
+    if value not in offered:
+        raise InputError(f"{key} is {value!r}; choose from {', '.join(offered)}")
+    return str(value)
 
 
 def only(labels: Labels, names: Mapping[int, str], selected: str) -> Labels:

@@ -190,6 +190,67 @@ def test_wrong_requests_get_a_sentence_and_leave_the_server_well(
     assert not list((folder / "scans" / "labels" / "final").iterdir())
 
 
+def drawn_slices(folder: Path, name: str, values: tuple[int, ...], position: int) -> Path:
+    """A label map with some labels on two axial slices of a scan; the third voxel axis is the patient's."""
+    image = nibabel.load(truth(folder, name))
+    labels = np.asarray(image.dataobj)
+    kept = np.zeros_like(labels)
+    axis = [code in "SI" for code in nibabel.aff2axcodes(image.affine)].index(True)
+    for index in (position, position + 6):
+        chosen = tuple(index if each == axis else slice(None) for each in range(3))
+        kept[chosen] = np.where(np.isin(labels[chosen], values), labels[chosen], 0)
+    path = folder / f"{name}_drawn_{len(values)}.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(kept, image.affine, image.header), path)
+    return path
+
+
+needs_propagation = pytest.mark.skipif(not hasattr(Predictor, "propagate"), reason="this dinomed cannot propagate")
+
+
+@needs_propagation
+@pytest.mark.parametrize("name", ["head0", "head1"])
+def test_labels_drawn_on_some_slices_are_carried_through_the_scan(
+    client: MONAILabelClient, folder: Path, name: str
+) -> None:
+    drawn, scan = drawn_slices(folder, name, (2, 3, 7), 30), folder / "scans" / f"{name}.nii.gz"
+    assert client.info()["models"]["propagate"]["type"] == "scribbles"
+    file, facts = client.infer("propagate", name, {"result_dtype": "uint8"}, label_in=str(drawn))
+    check_grid(file, scan)
+    wanted = Predictor.from_bundle(MODEL).propagate(scan, drawn).labels
+    np.testing.assert_array_equal(voxels(file), wanted)
+    assert set(np.unique(wanted)) == {0, 2, 3, 7}
+    assert (wanted > 0).sum() > (voxels(drawn) > 0).sum()
+    assert set(facts["label_names"].values()) == {2, 3, 7}
+
+
+@needs_propagation
+def test_one_segment_of_several_is_carried_as_slicer_asks_for_it(client: MONAILabelClient, folder: Path) -> None:
+    drawn = drawn_slices(folder, "head0", (2, 3), 30)
+    params = {
+        "label_info": [{"name": "cerebral cortex", "id": 2}, {"name": "cerebral white matter", "id": 3}],
+        "selected_label_name": "cerebral white matter",
+        "roi": [],
+    }
+    file, facts = client.infer("propagate", "head0", params, label_in=str(drawn))
+    assert set(np.unique(voxels(file))) == {0, 1}
+    np.testing.assert_array_equal(voxels(file)[voxels(drawn) == 3], 1)
+    assert facts["label_names"] == {"cerebral white matter": 1}
+
+
+@needs_propagation
+def test_wrong_drawings_are_refused(client: MONAILabelClient, folder: Path) -> None:
+    drawn = str(drawn_slices(folder, "head0", (2,), 30))
+    other = {"label_info": [{"name": "brainstem", "id": 6}], "selected_label_name": "brainstem"}
+    for status, words, ask in [
+        (400, "needs a label map", lambda: client.infer("propagate", "head0", {})),
+        (400, "another affine", lambda: client.infer("propagate", "head0", {}, label_in=str(folder / "moved.nii.gz"))),
+        (400, "nothing of 'brainstem'", lambda: client.infer("propagate", "head0", other, label_in=drawn)),
+        (400, "plane is 'up'", lambda: client.infer("propagate", "head0", {"plane": "up"}, label_in=drawn)),
+    ]:
+        found, sentence = refusal(ask)
+        assert (found, words in sentence) == (status, True), sentence
+
+
 def test_submitted_labels_lie_on_the_scans_grid(client: MONAILabelClient, folder: Path) -> None:
     client.save_label("head0", truth(folder, "head0"), params={"model": MODEL})
     kept = client.download_label("head0", "final")

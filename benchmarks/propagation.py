@@ -25,11 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from propagation_baselines import BASELINES, Voting
 from propagation_cases import Case, Labels, Mask, cases, draw_slices
 
+from dinomed import Predictor
+from dinomed.predictor.propagation import LabelPropagation
+
 SMALL_VOXELS = 500
 OURS = "ours"
+_ENGINES: dict[str, LabelPropagation] = {}
 Method = Callable[[Labels, int], Labels]
 Row = dict[str, Any]
 
@@ -37,21 +42,23 @@ Row = dict[str, Any]
 class Ours:
     """The package's propagation in one volume; features are computed at the first call along an axis and kept."""
 
-    def __init__(self, case: Case) -> None:
-        from dinomed.inferers.propagation import propagate  # type: ignore[import-not-found]
-
-        self.propagate = propagate
-        self.case = case
+    def __init__(self, case: Case, bundle: str) -> None:
+        if bundle not in _ENGINES:
+            _ENGINES[bundle] = LabelPropagation(Predictor.from_bundle(bundle)._segmentation())
+        self.engine = _ENGINES[bundle]
+        loaded = MetaTensor(torch.from_numpy(case.volume)[None], affine=torch.from_numpy(case.affine))
+        self.image = self.engine.work.native_preprocessing(None)({"image": loaded}, start=1)["image"]
+        self.key = case.name
 
     def __call__(self, drawn: Labels, axis: int) -> Labels:
         """Propagate the drawn labels, both (X, Y, Z) uint8."""
-        return np.asarray(self.propagate(self.case.volume, drawn, axis, self.case.spacing_mm), dtype=np.uint8)
+        return self.engine.carry(self.image, torch.from_numpy(drawn), axis, kept_as=self.key).labels.numpy()
 
 
-def make_method(name: str, case: Case) -> Method:
+def make_method(name: str, case: Case, bundle: str) -> Method:
     """Return a method as a function of the drawn labels and the axis."""
     if name == OURS:
-        return Ours(case)
+        return Ours(case, bundle)
     baseline = BASELINES[name]
     return lambda drawn, axis: baseline(case.volume, drawn, axis, case.spacing_mm)
 
@@ -199,6 +206,7 @@ def main() -> None:
     parser.add_argument("--maps", type=int, nargs="+", default=[14, 15, 16], help="numbers of those drawn as scans")
     parser.add_argument("--forms", nargs="+", choices=["1mm", "3mm"], default=["1mm", "3mm"])
     parser.add_argument("--ct", type=Path, nargs=2, metavar=("SCAN", "LABELS"))
+    parser.add_argument("--bundle", default="mri_head_segmentation", help="whose backbone ours takes")
     parser.add_argument("--methods", default="copy,shape,intensity,ours", help="any of them, separated by commas")
     parser.add_argument("--modes", nargs="+", choices=["single", "together"], default=["single", "together"])
     parser.add_argument("--slices", type=int, nargs="+", default=[1, 3, 5], help="drawn slices of each structure")
@@ -215,7 +223,9 @@ def main() -> None:
     about, rows = _about(given), []
     for case in cases(given.head_labels, given.ct, given.maps, given.seed, given.forms):
         started_s = time.perf_counter()
-        rows += measure(case, {m: make_method(m, case) for m in methods}, given.slices, given.axis, given.modes)
+        rows += measure(
+            case, {m: make_method(m, case, given.bundle) for m in methods}, given.slices, given.axis, given.modes
+        )
         size = " x ".join(str(n) for n in case.volume.shape)
         print(f"{case.name}: {size} voxels, {len(case.structures)} structures, "
               f"{time.perf_counter() - started_s:.0f} s", file=sys.stderr)  # fmt: skip

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from dinomed import __version__
-from dinomed.cli import bundle, classify, data, doctor, embed, evaluate, export, segment, train
+from dinomed.cli import bundle, classify, data, doctor, embed, evaluate, export, propagate, segment, train
 from dinomed.errors import DinomedError, InputError
 
 DONE, OUR_FAULT, USERS_FAULT, STOPPED, ENDED = 0, 1, 2, 130, 143
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dinomed {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (segment, classify, embed, train, evaluate, export, data, bundle, doctor):
+    for module in (segment, propagate, classify, embed, train, evaluate, export, data, bundle, doctor):
         module.add_parser(verbs)
     return parser
 

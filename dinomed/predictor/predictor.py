@@ -18,6 +18,7 @@ from dinomed.inferers.precision import PRECISIONS
 from dinomed.predictor.choices import choose_device, choose_planes
 from dinomed.predictor.classification import PictureClassification, ScanClassification
 from dinomed.predictor.loading import read_parser
+from dinomed.predictor.propagation import LabelPropagation
 from dinomed.predictor.segmentation import Segmentation
 from dinomed.transforms.classification_results import Classification
 from dinomed.transforms.image_classification import ImageClassification
@@ -40,6 +41,7 @@ class Predictor:
     def __init__(self, work: Segmentation | ScanClassification | PictureClassification) -> None:
         """Take what `from_bundle` has prepared."""
         self._work = work
+        self._propagation: LabelPropagation | None = None
         self.root: Path = work.root
         self.device: torch.device = work.device
         self.run: RunInfo = work.run
@@ -131,6 +133,36 @@ class Predictor:
             DinomedError: If the network's output is not finite.
         """
         return self._segmentation().segment(path, frame, progress)
+
+    def propagate(
+        self,
+        path: str | os.PathLike[str],
+        labels: str | os.PathLike[str],
+        frame: int | None = None,
+        plane: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Carry labels that are drawn on a few slices through a scan, with the bundle's frozen backbone alone.
+
+        Args:
+            path: Volume file or DICOM series folder.
+            labels: Label map on the scan's own grid with whole numbers from 1 to 255 on one slice or more. A label is
+                taken to be drawn completely on every slice where it is drawn at all.
+            frame: Frame of a 4-D scan, from 0; None where there is only one, or the bundle's choice is meant.
+            plane: That the labels are drawn in: "axial", "coronal" or "sagittal"; None finds it.
+            progress: Called with the labels done and their number.
+
+        Returns:
+            Labels on the scan's own grid; the drawn slices are as they were drawn. `run.inference` says how far both
+            directions agree in every slice.
+
+        Raises:
+            VolumeError: If the scan or the labels cannot be read, lie on different grids, or no label is drawn.
+            InputError: If the bundle cannot do it, the plane is unknown, or the memory does not suffice.
+        """
+        if self._propagation is None:
+            self._propagation = LabelPropagation(self._segmentation())
+        return self._propagation.propagate(path, labels, frame, plane, progress)
 
     def classify(
         self, path: str | os.PathLike[str], case: str | None = None, **request: Any

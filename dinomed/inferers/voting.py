@@ -1,0 +1,87 @@
+"""Labels of one slice from those of the next: every pixel takes the vote of the pixels around its place there.
+
+A vote weighs by similarity, as in label propagation through videos (Caron et al., "Emerging Properties in
+Self-Supervised Vision Transformers", ICCV 2021, arXiv:2104.14294): here of the backbone's features, of the intensities
+of small patches (Coupé et al., NeuroImage 54 (2011), doi:10.1016/j.neuroimage.2010.09.018), and of place.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+_STEPS = 3
+"""Places along an axis to each side of the middle that are looked at; further apart in a larger window."""
+
+
+@dataclass(frozen=True)
+class VoteWeights:
+    """How much each kind of difference counts.
+
+    Attributes:
+        feature: Difference of cosine similarities that divides a weight by e; None leaves the features out.
+        intensity: Likewise the root mean square difference of 3 x 3 patches, in units of the local contrast.
+        place_mm: Standard deviation of the nearness.
+    """
+
+    feature: float | None = 0.03
+    intensity: float = 0.06
+    place_mm: float = 3.0
+
+
+def window_offsets(reach_mm: float, spacing_mm: tuple[float, float]) -> list[tuple[int, int]]:
+    """Places of a window in pixels, at most 7 along each axis; the middle is among them."""
+    lines = []
+    for each in spacing_mm:
+        reach = max(1, round(reach_mm / each))
+        step = max(1, math.ceil(reach / _STEPS))
+        side = range(step, max(step, reach // step * step) + 1, step)
+        lines.append([-k for k in reversed(side)] + [0, *side])
+    return [(i, j) for i in lines[0] for j in lines[1]]
+
+
+def windows(picture: Tensor, offsets: list[tuple[int, int]], mode: str) -> list[Tensor]:
+    """The picture (C, A, B) seen from every offset: entry k at (a, b) is the picture at (a, b) + offset k."""
+    reach = [max(max(abs(each[axis]) for each in offsets), 1) for axis in (0, 1)]
+    padded = F.pad(picture[None], (reach[1], reach[1], reach[0], reach[0]), mode=mode)[0]
+    a, b = picture.shape[1:]
+    return [padded[:, reach[0] + i : reach[0] + i + a, reach[1] + j : reach[1] + j + b] for i, j in offsets]
+
+
+def vote(
+    share: Tensor,
+    intensities: tuple[Tensor, Tensor],
+    features: tuple[Tensor, Tensor] | None,
+    spacing_mm: tuple[float, float],
+    reach_mm: float,
+    weights: VoteWeights,
+) -> Tensor:
+    """Carry a label to the next slice; what is not the label is the other candidate.
+
+    Args:
+        share: (A, B) share of the label in each pixel of the slice that it comes from.
+        intensities: (A, B) of the slice that it goes to, and of the one that it comes from.
+        features: (D, A, B) of unit length, likewise; None where they are not to count.
+        spacing_mm: Of the pixels.
+        reach_mm: Half the window's side.
+        weights: Of the differences.
+
+    Returns:
+        (A, B) share of the label in each pixel of the slice that it goes to.
+    """
+    offsets = window_offsets(reach_mm, spacing_mm)
+    here, there = intensities
+    seen = windows(there[None], offsets, "replicate")
+    squares = torch.cat([(here[None] - each) ** 2 for each in seen])
+    score = -F.avg_pool2d(squares[:, None], 3, 1, 1, count_include_pad=False)[:, 0] / weights.intensity**2
+    if features is not None and weights.feature is not None:
+        alike = [(features[0] * each).sum(0) for each in windows(features[1], offsets, "constant")]
+        score += (torch.stack(alike) - 1) / weights.feature
+    far_mm2 = torch.tensor([(i * spacing_mm[0]) ** 2 + (j * spacing_mm[1]) ** 2 for i, j in offsets])
+    score -= (far_mm2 / (2 * weights.place_mm**2)).to(score)[:, None, None]
+    votes = torch.cat(windows(share[None], offsets, "constant"))
+    return (score.softmax(0) * votes).sum(0)

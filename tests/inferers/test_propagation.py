@@ -1,0 +1,268 @@
+"""Labels carried from a few slices through a volume."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dinomed.inferers.propagation import PropagationInferer, drawn_axis, propagate
+from dinomed.inferers.shapes import signed_distance_mm
+from dinomed.inferers.slice_tokens import SliceTokens
+from dinomed.inferers.voting import VoteWeights, vote, window_offsets
+from dinomed.networks.backbones import LayerTokens
+
+ISOTROPIC = (1.0, 1.0, 1.0)
+
+
+def dice(one: Tensor, other: Tensor) -> float:
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def grid(shape: tuple[int, int, int]) -> list[Tensor]:
+    return list(torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij"))
+
+
+def noisy(mask: Tensor, contrast: float = 1.0, seed: int = 0) -> Tensor:
+    return contrast * mask.float() + 0.1 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def leaning() -> tuple[Tensor, Tensor]:
+    """A tube that leans: volume and truth (40, 40, 24)."""
+    x, y, z = grid((40, 40, 24))
+    mask = (x - 10 - 0.8 * z) ** 2 + (y - 20) ** 2 < 49
+    return noisy(mask), mask
+
+
+def only(mask: Tensor, slices: list[int], value: int = 1) -> Tensor:
+    drawn = torch.zeros(mask.shape, dtype=torch.uint8)
+    drawn[..., slices] = mask[..., slices].to(torch.uint8) * value
+    return drawn
+
+
+def test_a_leaning_tube_is_followed_from_one_slice(leaning: tuple[Tensor, Tensor]) -> None:
+    volume, mask = leaning
+    found = propagate(volume, only(mask, [12]), ISOTROPIC).labels > 0
+    copied = mask[..., 12:13].expand_as(mask)
+    near = slice(6, 19)
+    assert dice(found[..., near], mask[..., near]) > 0.93
+    assert dice(found, mask) > 0.8 > dice(copied, mask)
+
+
+def test_drawn_slices_stay_as_they_were_drawn(leaning: tuple[Tensor, Tensor]) -> None:
+    volume, mask = leaning
+    drawn = only(mask, [4, 18], 7)
+    drawn[30:34, 2:9, 18] = 7  # whatever a person draws
+    carried = propagate(volume, drawn, ISOTROPIC)
+    assert torch.equal(carried.labels[..., [4, 18]], drawn[..., [4, 18]])
+    assert set(carried.labels.unique().tolist()) == {0, 7}
+    assert bool((carried.certainty[drawn > 0] == 255).all())
+
+
+def test_a_label_does_not_run_past_the_end_of_its_organ() -> None:
+    x, y, z = grid((40, 40, 60))
+    ball = (x - 20) ** 2 + (y - 20) ** 2 + (z - 30) ** 2 < 100
+    found = propagate(noisy(ball), only(ball, [30]), ISOTROPIC).labels > 0
+    assert dice(found, ball) > 0.9
+    assert not found[..., :17].any()
+    assert not found[..., 44:].any()
+
+
+def test_a_label_ends_by_itself_where_nothing_shows_its_end() -> None:
+    x, y, _ = grid((40, 40, 120))
+    tube = (x - 20) ** 2 + (y - 20) ** 2 < 25
+    alike = 0.1 * torch.randn(tube.shape, generator=torch.Generator().manual_seed(0))
+    reached = (propagate(alike, only(tube, [60]), ISOTROPIC).labels > 0).any(0).any(0)
+    assert 3 < int(reached.sum()) < 60
+
+
+def test_between_two_slices_the_outlines_shape_helps_where_intensities_say_nothing() -> None:
+    x, y, z = grid((48, 48, 21))
+    cone = (x - 24) ** 2 + (y - 24) ** 2 < (6 + 0.4 * z) ** 2
+    alike = 0.1 * torch.randn(cone.shape, generator=torch.Generator().manual_seed(1))
+    found = propagate(alike, only(cone, [0, 20]), ISOTROPIC).labels > 0
+    assert dice(found[..., 10], cone[..., 10]) > 0.93
+
+
+def test_confidence_is_the_agreement_of_both_directions(leaning: tuple[Tensor, Tensor]) -> None:
+    volume, mask = leaning
+    steady = propagate(volume, only(mask, [6, 18]), ISOTROPIC).slice_confidence[1]
+    assert steady[6] == steady[18] == 1.0
+    assert min(steady[index] for index in range(7, 18)) > 0.85
+    elsewhere = only(mask, [6])
+    elsewhere[30:38, 2:10, 18] = 1  # not where the tube is
+    broken = propagate(volume, elsewhere, ISOTROPIC).slice_confidence[1]
+    assert broken[12] < 0.5
+
+
+def test_labels_that_touch_are_carried_together() -> None:
+    x, y, _ = grid((40, 40, 16))
+    left, right = ((x < 20) & (x > 8) & (abs(y - 20) < 8), (x >= 20) & (x < 32) & (abs(y - 20) < 8))
+    volume = noisy(left) + noisy(right, 2.0, seed=1)
+    drawn = only(left, [8], 3) + only(right, [8], 200)
+    carried = propagate(volume, drawn, ISOTROPIC)
+    near = slice(5, 12)
+    assert dice((carried.labels == 3)[..., near], left[..., near]) > 0.95
+    assert dice((carried.labels == 200)[..., near], right[..., near]) > 0.95
+    assert set(carried.slice_confidence) == {3, 200}
+
+
+def test_labels_may_be_drawn_on_different_slices(leaning: tuple[Tensor, Tensor]) -> None:
+    volume, mask = leaning
+    other = mask.flip(0)
+    drawn = only(mask, [8], 1)
+    drawn[..., 16] = torch.where(other[..., 16], 2, drawn[..., 16])
+    both = propagate(volume + volume.flip(0), drawn, ISOTROPIC).labels
+    assert torch.equal(both[..., 16] == 2, other[..., 16])
+    assert (both[..., 10] == 1).sum() > 50
+    assert (both[..., 18] == 2).sum() > 50
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_every_axis_gives_the_same(leaning: tuple[Tensor, Tensor], axis: int) -> None:
+    volume, mask = leaning
+    drawn = only(mask, [12])
+    order = {0: (2, 0, 1), 1: (0, 2, 1), 2: (0, 1, 2)}[axis]
+    found = propagate(volume.permute(order), drawn.permute(order), ISOTROPIC)
+    assert found.axis == axis
+    back = tuple(order.index(each) for each in range(3))
+    assert torch.equal(found.labels.permute(back), propagate(volume, drawn, ISOTROPIC).labels)
+
+
+def test_fine_pixels_are_carried_coarsely_and_given_back_finely() -> None:
+    x, y, z = grid((101, 90, 8))
+    mask = (x - 50) ** 2 + (y - 45) ** 2 < 400 - 10 * (z - 4) ** 2
+    found = propagate(noisy(mask), only(mask, [4]), (0.4, 0.4, 2.0)).labels > 0
+    assert dice(found[..., 2:7], mask[..., 2:7]) > 0.93
+    for line, middle in ((x, 50), (y, 45)):
+        assert abs(float(line[..., 6][found[..., 6]].mean()) - middle) < 0.4
+
+
+def test_the_axis_is_that_with_the_fewest_drawn_slices() -> None:
+    drawn = torch.zeros(8, 9, 10)
+    drawn[2:5, 3, 1:7] = 1
+    assert drawn_axis(drawn, ISOTROPIC) == 1
+    point = torch.zeros(8, 9, 10)
+    point[4, 4, 4] = 1
+    assert drawn_axis(point, ISOTROPIC) == 2
+    assert drawn_axis(point, (5.0, 1.0, 1.0)) == 0
+
+
+def test_wrong_input_is_refused_with_what_is_needed() -> None:
+    with pytest.raises(ValueError, match="no label is drawn"):
+        propagate(torch.zeros(4, 4, 4), torch.zeros(4, 4, 4, dtype=torch.uint8), ISOTROPIC)
+    with pytest.raises(ValueError, match=r"\(4, 4, 4\) and the drawn labels \(4, 4, 5\)"):
+        propagate(torch.zeros(4, 4, 4), torch.ones(4, 4, 5, dtype=torch.uint8), ISOTROPIC)
+
+
+def test_the_vote_equals_its_definition() -> None:
+    generator = torch.Generator().manual_seed(3)
+    share, here, there = (torch.rand(9, 8, generator=generator) for _ in range(3))
+    ours, theirs = (nn.functional.normalize(torch.randn(5, 9, 8, generator=generator), dim=0) for _ in range(2))
+    weights = VoteWeights(feature=0.2, intensity=0.3, place_mm=2.0)
+    found = vote(share, (here, there), (ours, theirs), (1.0, 1.5), 3.0, weights)
+    offsets = window_offsets(3.0, (1.0, 1.5))
+    assert (0, 0) in offsets
+    a, b = 4, 5
+    scores, votes = [], []
+    for i, j in offsets:
+        inside = 0 <= a + i < 9 and 0 <= b + j < 8
+        squares = []
+        for u in (-1, 0, 1):
+            for v in (-1, 0, 1):
+                row, column = min(max(a + u + i, 0), 8), min(max(b + v + j, 0), 7)
+                squares.append(float(here[a + u, b + v] - there[row, column]) ** 2)
+        alike = float(ours[:, a, b] @ theirs[:, a + i, b + j]) if inside else 0.0
+        far = (1.0 * i) ** 2 + (1.5 * j) ** 2
+        scores.append((alike - 1) / 0.2 - np.mean(squares) / 0.3**2 - far / (2 * 2.0**2))
+        votes.append(float(share[a + i, b + j]) if inside else 0.0)
+    weight = np.exp(scores) / np.exp(scores).sum()
+    assert float(found[a, b]) == pytest.approx(float(weight @ votes), abs=1e-5)
+
+
+def test_the_window_has_its_size_in_millimetres() -> None:
+    assert max(i for i, _ in window_offsets(6.0, (1.0, 2.0))) == 6
+    assert max(j for _, j in window_offsets(6.0, (1.0, 2.0))) == 3
+    assert len(window_offsets(6.0, (0.5, 0.5))) == 49
+    assert window_offsets(1.0, (5.0, 5.0)) == [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+
+
+def test_signed_distances_are_those_to_the_edge_in_millimetres() -> None:
+    mask = torch.zeros(12, 12)
+    mask[3:9, 3:9] = 1
+    distance = signed_distance_mm(mask, (2.0, 2.0))
+    assert float(distance[5, 3]) == 1.0
+    assert float(distance[5, 2]) == -1.0
+    assert float(distance[5, 5]) == 5.0
+    whole = signed_distance_mm(torch.ones(5, 5), (1.0, 1.0))
+    assert float(whole[2, 2]) == 2.5
+    assert bool(torch.isinf(signed_distance_mm(torch.zeros(3, 3), (1.0, 1.0))).all())
+
+
+class Averages(nn.Module):
+    """Stands for a backbone: a patch's token tells its mean intensity; counts the slices that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.seen = 0
+
+    def forward_last(self, image: Tensor) -> LayerTokens:
+        self.seen += len(image)
+        means = nn.functional.avg_pool2d(image[:, 1:2], 16) * self.scale
+        tokens = torch.cat([means, 1 - means, 0.1 * means**2], dim=1)
+        return LayerTokens(tokens, tokens.mean((2, 3)), tokens.new_zeros(len(image), 0, 3))
+
+
+def test_tokens_are_found_where_their_patch_lies() -> None:
+    volume = torch.zeros(64, 48, 10)
+    volume[48:, :12, 5] = 1.0  # far along x, near along y
+    tokens = SliceTokens(volume, 2, ISOTROPIC, Averages().eval(), "float32")
+    found = tokens.at(5, torch.tensor([8.0, 56.0]), torch.tensor([4.0, 40.0]))
+    bright = found[:, 1, 0]
+    others = [found[:, 0, 0], found[:, 0, 1], found[:, 1, 1]]
+    assert all(float(bright @ other) < 0.5 for other in others)
+    assert all(float(others[0] @ other) > 0.99 for other in others)
+
+
+def test_every_slice_goes_through_the_backbone_once_whatever_is_asked_first() -> None:
+    volume = torch.rand(32, 32, 12, generator=torch.Generator().manual_seed(0))
+    place = torch.arange(32.0)
+    one, other = Averages().eval(), Averages().eval()
+    tokens = SliceTokens(volume, 2, ISOTROPIC, one, "float32")
+    first = [tokens.at(index, place, place) for index in range(12)]
+    seen = one.seen
+    again = [tokens.at(index, place, place) for index in range(12)]
+    assert one.seen == seen <= 12 + 8
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    late = SliceTokens(volume, 2, ISOTROPIC, other, "float32")
+    assert torch.equal(late.at(11, place, place), first[11])
+
+
+def test_features_tell_apart_what_intensities_cannot(leaning: tuple[Tensor, Tensor]) -> None:
+    _, mask = leaning
+    alike = 0.1 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(2))
+
+    class Known:
+        def at(self, index: int, columns: Tensor, rows: Tensor) -> Tensor:
+            inside = mask[..., index][columns.long().clamp(0, 39)][:, rows.long().clamp(0, 39)].float()
+            return torch.stack([inside, 1 - inside])
+
+    drawn = only(mask, [6, 18])
+    without = propagate(alike, drawn, ISOTROPIC).labels > 0
+    with_features = propagate(alike, drawn, ISOTROPIC, tokens=Known()).labels > 0  # type: ignore[arg-type]
+    near = slice(7, 18)
+    assert dice(with_features[..., near], mask[..., near]) > 0.95 > dice(without[..., near], mask[..., near])
+
+
+def test_the_inferer_gives_what_the_function_gives(leaning: tuple[Tensor, Tensor]) -> None:
+    volume, mask = leaning
+    drawn, backbone = only(mask, [12]), Averages().eval()
+    calls: list[tuple[int, int]] = []
+    inferer = PropagationInferer("float32", progress=lambda done, total: calls.append((done, total)))
+    found = inferer(volume[None, None], backbone, drawn=drawn[None, None], spacing_mm=ISOTROPIC)
+    tokens = SliceTokens(volume, 2, ISOTROPIC, backbone, "float32")
+    assert torch.equal(found.labels, propagate(volume, drawn, ISOTROPIC, tokens=tokens).labels)
+    assert calls == [(1, 1)]

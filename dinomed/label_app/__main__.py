@@ -21,12 +21,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     from monailabel.main import Main
+    from monailabel.utils.async_tasks.utils import stop_background_task
 
     sys.stderr.write(f"scans and labels: {given.studies}\nweights and logs: {app}\n")
     options = {"--app": app, "--studies": given.studies, "--host": given.host, "--port": given.port}
     pairs = [text for name, value in options.items() for text in (name, str(value))]
     sys.argv = ["monailabel", "start_server", *pairs, *(["--conf", "device", given.device] if given.device else [])]
-    Main().run()
+    try:
+        Main().run()
+    finally:  # Python would wait for the end of a training
+        for method in ("train", "scoring", "batch_infer"):
+            stop_background_task(method)
     return 0
 
 

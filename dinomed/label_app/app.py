@@ -165,7 +165,10 @@ class MyApp(MONAILabelApp):
         label = file
         if path and request.get("save_label"):
             tag = str(request.get("label_tag", DefaultLabelTag.ORIGINAL.value))
-            label = studies.save_label(image, file, tag, {"model": request["model"], "params": params})
+            try:
+                label = studies.save_label(image, file, tag, {"model": request["model"], "params": params})
+            except InputError as error:  # nothing was found, and an empty map is not kept
+                logger.warning("the answer for %s is not kept: %s", image, error)
         return {"label": label, "tag": DefaultLabelTag.ORIGINAL, "file": file, "params": params}
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,4 +125,5 @@ def only(labels: Labels, names: Mapping[int, str], selected: str) -> Labels:
 
 def new_file(image: str) -> str:
     """Name of a new file for a scan's label map; MONAI Label removes it when it is sent."""
-    return tempfile.mkstemp(prefix=f"{case_name(image)}_", suffix="_seg.nii.gz")[1]
+    with tempfile.NamedTemporaryFile(prefix=f"{case_name(image)}_", suffix="_seg.nii.gz", delete=False) as file:
+        return file.name

@@ -46,7 +46,8 @@ def install(server: FastAPI, app: MyApp) -> None:
         return await call_next(request)
 
     # MONAI Label lets every web page that a browser shows read its scans; viewers are no web pages.
-    kept = [middleware for middleware in server.user_middleware if middleware.cls is not CORSMiddleware]
+    dropped = (CORSMiddleware, BaseHTTPMiddleware)  # the latter is our own, where the app was made anew
+    kept = [middleware for middleware in server.user_middleware if middleware.cls not in dropped]
     server.user_middleware = [Middleware(BaseHTTPMiddleware, dispatch=check), *kept]
     server.middleware_stack = None  # made anew, with these, at the next request
 

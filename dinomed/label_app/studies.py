@@ -35,7 +35,14 @@ class Studies(LocalDatastore):
         self.models = models
         super().__init__(folder, extensions=PATTERNS, auto_reload=auto_reload)
         if hasattr(self, "_handler"):  # a whole file that takes the place of the old one is a move
-            self._handler.on_moved = lambda event: self._init_from_datastore_file()
+            self._handler.on_moved = self._on_moved
+
+    def _on_moved(self, event: Any) -> None:
+        """Notice a scan that was copied under another name first, or what another process has noted."""
+        moved, table = Path(event.dest_path), Path(self._datastore_config_path)
+        if moved.parent == table.parent and moved.name != table.name:
+            self.refresh()
+        self._init_from_datastore_file()
 
     def scan(self, image_id: str) -> str:
         """Path of a scan.

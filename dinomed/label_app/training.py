@@ -24,6 +24,7 @@ from dinomed.label_app.models import LabelModel
 from dinomed.label_app.predictions import Predictions
 from dinomed.label_app.studies import Studies
 from dinomed.label_app.submissions import check_same_grid
+from dinomed.predictor.choices import choose_device
 from dinomed.transforms.provenance import file_sha256
 from dinomed.transforms.volumes import read_grid
 
@@ -147,6 +148,7 @@ class FineTune(TrainTask):
         else:
             shutil.rmtree(self.run, ignore_errors=True)
             logger.info("a new training of %s from %s, with %d labels", self.model.name, start, len(pairs))
+            write_file(self.run / "stats.json", json.dumps({"epoch": 0, "total_epochs": settings["max_epochs"]}))
         # One scan in five validates; with a single one the score says how well it is learnt by heart.
         held_out = pairs[4::5] or pairs[-1:] if len(pairs) > 1 else []
         lists = {"training": [pair for pair in pairs if pair not in held_out], "validation": held_out}
@@ -155,7 +157,7 @@ class FineTune(TrainTask):
         write_file(kept, text)
         overrides = {
             **{name: settings[name] for name in DEFAULTS},
-            "device": self.model.predictor().device,
+            "device": choose_device(self.model.device),
             "ckpt_path": str(self.run / "start.pt"),
             "pairs": str(self.run / "pairs.json"),
             "run_dir": str(self.run),

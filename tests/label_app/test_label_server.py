@@ -348,6 +348,11 @@ def test_the_server_has_written_labels_alone_into_the_scans_folder(folder: Path,
     assert (server.app / "main.py").is_file()
 
 
-def test_ctrl_c_ends_the_server(server: Server) -> None:
+def test_ctrl_c_ends_the_server_and_its_training(client: MONAILabelClient, server: Server) -> None:
+    client.train_start(MODEL, TINY)
+    wait_for(server, "the training", lambda: client.train_status(check_if_running=True))
+    children = psutil.Process(server.process.pid).children(recursive=True)
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(60) is not None
+    assert children
+    assert not psutil.wait_procs(children, timeout=30)[1]

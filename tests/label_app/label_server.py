@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL = "mri_head_segmentation"
-START_S, TRAINING_S = 240.0, 400.0
+START_S, TRAINING_S = 600.0, 600.0
 
 
 def free_port() -> int:

@@ -22,11 +22,15 @@ from torch import Tensor, nn
 from dinomed.inferers.planes import in_plane_axes
 from dinomed.inferers.shapes import overlap, signed_distance_mm
 from dinomed.inferers.slice_tokens import SliceTokens
-from dinomed.inferers.voting import VoteWeights, vote
+from dinomed.inferers.voting import VoteWeights, noise_level, vote
 
 WORKING_MM = 1.0
 """Labels are carried on pixels of about this size, or of the slice's own where that is larger."""
 MARGIN_MM = 20.0
+SLOPE = 0.5
+"""Millimetres by which a label is expected to shrink on every side for each millimetre beyond its last drawn slice."""
+SPREAD = 0.3
+"""How doubtful that is: standard deviation as a part of the drawn outline's half width (but 1.5 to 6 mm)."""
 _SURE = 5.0
 """Log-odds beyond which a carried label is not believed."""
 _TRUST_POWER = 4
@@ -189,11 +193,14 @@ class _Carrier:
         self.reach_mm = min(16.0, 4.0 + 2.0 * self.spacing_mm[0])
 
     def _scale(self, known: list[int]) -> None:
-        """Find the intensities that become 0 and 1: the contrast about the label."""
-        near = torch.stack([self._cut(self.pictures, index) for index in known]).float().flatten()
-        near = near[:: max(1, len(near) // 500_000)]
-        self.low, high = (float(near.quantile(each)) for each in (0.02, 0.98))
-        self.contrast = max(high - self.low, 1e-6)
+        """Find the range of intensities about the label, and their noise, which becomes the unit."""
+        near = [self._working(self._cut(self.pictures, index).float()) for index in known]
+        values = torch.cat([picture.flatten() for picture in near])
+        values = values[:: max(1, len(values) // 500_000)]
+        low, high = (float(values.quantile(each)) for each in (0.02, 0.98))
+        contrast = max(high - low, 1e-6)
+        self.least, self.most = low - contrast / 2, high + contrast / 2
+        self.noise = max(float(torch.stack([noise_level(picture) for picture in near]).median()), 0.01 * contrast)
 
     def _working(self, picture: Tensor) -> Tensor:
         """Average a picture of the box over working pixels."""
@@ -206,7 +213,7 @@ class _Carrier:
     def _seen(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Intensities and features of a slice."""
         picture = self._working(self._cut(self.pictures, index).float())
-        picture = ((picture - self.low) / self.contrast).clamp(-0.5, 1.5)
+        picture = picture.clamp(self.least, self.most) / self.noise
         return picture, None if self.tokens is None else self.tokens.at(index, *self.places)
 
     def _carry(self, start: int, stop: int, share: Tensor) -> list[Tensor]:
@@ -265,9 +272,6 @@ class _Carrier:
             self.shares[index] = believed
             confidence[index] = float(believed[won].mean())
         return confidence
-
-
-SLOPE, SPREAD = 0.75, 0.3
 
 
 class PropagationInferer(Inferer):

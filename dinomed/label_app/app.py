@@ -31,7 +31,6 @@ from dinomed.label_app.studies import Studies
 from dinomed.label_app.submissions import named
 from dinomed.label_app.training import FineTune
 from dinomed.label_app.workspace import workspace_of
-from dinomed.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +97,8 @@ class MyApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """Offer automatic segmentation by each bundle, and propagation."""
-        tasks: dict[str, InferTask] = {name: Segment(model, self.predictions) for name, model in self.models.items()}
-        if hasattr(Predictor, "propagate"):
-            tasks["propagate"] = Propagate(self.models)
-        return tasks
+        segmenting = {name: Segment(model, self.predictions) for name, model in self.models.items()}
+        return {**segmenting, "propagate": Propagate(self.models)}
 
     def init_trainers(self) -> dict[str, FineTune]:
         """Offer a training of each bundle."""

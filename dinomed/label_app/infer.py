@@ -87,7 +87,7 @@ class Propagate(InferTask):
         with tempfile.TemporaryDirectory() as folder:
             drawn = Path(folder) / "drawn.nii.gz"
             write_labels(labels, grid, drawn)
-            predictor: Any = self.models[name].predictor()
+            predictor = self.models[name].predictor()
             prediction = predictor.propagate(request["image"], drawn, plane=None if plane == PLANES[0] else plane)
         answer = new_file(request["image"])
         write_labels(prediction.labels, prediction.grid, answer)

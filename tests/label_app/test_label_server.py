@@ -204,10 +204,6 @@ def drawn_slices(folder: Path, name: str, values: tuple[int, ...], position: int
     return path
 
 
-needs_propagation = pytest.mark.skipif(not hasattr(Predictor, "propagate"), reason="this dinomed cannot propagate")
-
-
-@needs_propagation
 @pytest.mark.parametrize("name", ["head0", "head1"])
 def test_labels_drawn_on_some_slices_are_carried_through_the_scan(
     client: MONAILabelClient, folder: Path, name: str
@@ -223,7 +219,6 @@ def test_labels_drawn_on_some_slices_are_carried_through_the_scan(
     assert set(facts["label_names"].values()) == {2, 3, 7}
 
 
-@needs_propagation
 def test_one_segment_of_several_is_carried_as_slicer_asks_for_it(client: MONAILabelClient, folder: Path) -> None:
     drawn = drawn_slices(folder, "head0", (2, 3), 30)
     params = {
@@ -237,7 +232,6 @@ def test_one_segment_of_several_is_carried_as_slicer_asks_for_it(client: MONAILa
     assert facts["label_names"] == {"cerebral white matter": 1}
 
 
-@needs_propagation
 def test_wrong_drawings_are_refused(client: MONAILabelClient, folder: Path) -> None:
     drawn = str(drawn_slices(folder, "head0", (2,), 30))
     other = {"label_info": [{"name": "brainstem", "id": 6}], "selected_label_name": "brainstem"}

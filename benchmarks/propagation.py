@@ -1,12 +1,12 @@
-"""Dice of labels carried through volumes from 1, 3 or 5 drawn slices, beside three ways without a network.
+"""Dice of labels carried through volumes from 1, 3 or 5 drawn slices, beside ways without a network.
 
     python benchmarks/propagation.py --head-labels FOLDER --ct SCAN LABELS --output results.json
 
 The baselines (`propagation_baselines.py`) copy the nearest drawn slice, interpolate the shape between drawn slices, or
-carry labels by intensity alone. The data (`propagation_cases.py`) are synthetic head scans of label maps kept out of
-training, and a CT with labels. Every structure is propagated by itself ("single"), and all of them at once
-("together"), each from its own slices. Means and comparisons are of Dice on all slices that were not drawn; structures
-of at most 500 voxels count apart.
+carry labels by intensity alone; `plain` is our own method without the backbone's features. The data
+(`propagation_cases.py`) are synthetic head scans of label maps kept out of training, and a CT with labels. Every
+structure is propagated by itself ("single"), and all of them at once ("together"), each from its own slices. Means and
+comparisons are of Dice on all slices that were not drawn; structures of at most 500 voxels count apart.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from propagation_baselines import BASELINES, Voting
 from propagation_cases import Case, Labels, Mask, cases, draw_slices
 
 from dinomed import Predictor
+from dinomed.inferers.propagation import propagate
 from dinomed.predictor.propagation import LabelPropagation
 
 SMALL_VOXELS = 500
-OURS = "ours"
+OURS, PLAIN = "ours", "plain"
 _ENGINES: dict[str, LabelPropagation] = {}
 Method = Callable[[Labels, int], Labels]
 Row = dict[str, Any]
@@ -49,16 +50,26 @@ class Ours:
         loaded = MetaTensor(torch.from_numpy(case.volume)[None], affine=torch.from_numpy(case.affine))
         self.image = self.engine.work.native_preprocessing(None)({"image": loaded}, start=1)["image"]
         self.key = case.name
+        self.spacing_mm = [float(each) for each in case.spacing_mm]
 
     def __call__(self, drawn: Labels, axis: int) -> Labels:
         """Propagate the drawn labels, both (X, Y, Z) uint8."""
         return self.engine.carry(self.image, torch.from_numpy(drawn), axis, kept_as=self.key).labels.numpy()
 
 
+class Plain(Ours):
+    """The same without the backbone's features: what they are worth."""
+
+    def __call__(self, drawn: Labels, axis: int) -> Labels:
+        """Propagate the drawn labels, both (X, Y, Z) uint8."""
+        x, y, z = self.spacing_mm
+        return propagate(self.image.as_tensor()[0], torch.from_numpy(drawn), (x, y, z), axis).labels.numpy()
+
+
 def make_method(name: str, case: Case, bundle: str) -> Method:
     """Return a method as a function of the drawn labels and the axis."""
-    if name == OURS:
-        return Ours(case, bundle)
+    if name in (OURS, PLAIN):
+        return (Ours if name == OURS else Plain)(case, bundle)
     baseline = BASELINES[name]
     return lambda drawn, axis: baseline(case.volume, drawn, axis, case.spacing_mm)
 
@@ -89,9 +100,9 @@ def measure(
     rows = []
     for count, mode, labels in _runs(case, counts, modes):
         drawn, slices = draw_slices(case.truth, labels, axis, count)
-        for method, propagate in methods.items():
+        for method, carry in methods.items():
             started_s = time.perf_counter()
-            result = propagate(drawn, axis)
+            result = carry(drawn, axis)
             seconds = (time.perf_counter() - started_s) / len(labels)
             assert result.shape == case.truth.shape
             for label in labels:
@@ -203,11 +214,11 @@ def _about(given: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--head-labels", type=Path, help="folder of label maps training_seg_NN.nii.gz")
-    parser.add_argument("--maps", type=int, nargs="+", default=[14, 15, 16], help="numbers of those drawn as scans")
+    parser.add_argument("--maps", type=int, nargs="+", default=[15, 16], help="numbers of those drawn as scans")
     parser.add_argument("--forms", nargs="+", choices=["1mm", "3mm"], default=["1mm", "3mm"])
     parser.add_argument("--ct", type=Path, nargs=2, metavar=("SCAN", "LABELS"))
     parser.add_argument("--bundle", default="mri_head_segmentation", help="whose backbone ours takes")
-    parser.add_argument("--methods", default="copy,shape,intensity,ours", help="any of them, separated by commas")
+    parser.add_argument("--methods", default="copy,shape,intensity,plain,ours", help="any of them, separated by commas")
     parser.add_argument("--modes", nargs="+", choices=["single", "together"], default=["single", "together"])
     parser.add_argument("--slices", type=int, nargs="+", default=[1, 3, 5], help="drawn slices of each structure")
     parser.add_argument("--axis", type=int, choices=[0, 1, 2], default=2, help="0 sagittal, 1 coronal, 2 axial")
@@ -215,8 +226,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON with every score")
     given = parser.parse_args()
     methods = given.methods.split(",")
-    if unknown := set(methods) - {*BASELINES, OURS}:
-        parser.error(f"methods {', '.join(sorted(unknown))} are unknown; choose from {', '.join([*BASELINES, OURS])}")
+    if unknown := set(methods) - {*BASELINES, OURS, PLAIN}:
+        parser.error(
+            f"methods {', '.join(sorted(unknown))} are unknown; choose from {', '.join([*BASELINES, OURS, PLAIN])}"
+        )
     if given.head_labels is None and given.ct is None:
         print("propagation: nothing to measure; give --head-labels, or --ct with its labels")
         return

@@ -51,7 +51,7 @@ test: install
 
 test-label-app: $(LABEL_VENV)/.installed
 	$(LABEL_BIN)/python -m pip install --quiet "pytest>=8"
-	$(LABEL_BIN)/python -m pytest tests/label_app
+	$(LABEL_BIN)/python -m pytest --durations=5 tests/label_app
 
 check: install
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 MODEL = "mri_head_segmentation"
-START_S, TRAINING_S = 600.0, 600.0
+START_S, TRAINING_S, LIFE_S = 300.0, 300.0, 600.0
+"""Limits of a start, a wait for a training, and all tests with one server: MONAI Label's client waits for ever."""
 
 
 def free_port() -> int:
@@ -32,7 +34,7 @@ def _die_with_parent() -> None:
 
 
 class Server:
-    """A server of its own process group, ended whatever happens; use it in a `with` statement."""
+    """A server of its own process group, ended whatever happens and in time at the latest; use it with `with`."""
 
     def __init__(self, studies: Path, log: Path) -> None:
         self.studies = studies
@@ -40,15 +42,25 @@ class Server:
         self.app = studies.with_name(f"{studies.name}_label_app")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.late = False
+        self._end = threading.Timer(LIFE_S, self._end_late)
+        self._end.daemon = True
 
     def __enter__(self) -> Server:
+        self._end.start()
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end.cancel()
+        self.kill(everything=True)
+
+    def _end_late(self) -> None:
+        self.late = True
         self.kill(everything=True)
 
     def start(self) -> None:
+        assert not self.late, f"the server's time is over:\n{self.said()}"
         # Whoever asks for anything but the server itself waits for an answer of a port where nobody listens.
         nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
         environment = {**os.environ, **nowhere, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
@@ -112,6 +124,7 @@ def wait_for(server: Server, what: str, condition: Any, seconds: float = TRAININ
     """Ask until there is an answer that counts."""
     ends = time.monotonic() + seconds
     while not (answer := condition()):
+        assert not server.late, f"the server's time is over:\n{server.said()}"
         assert time.monotonic() < ends, f"{what} does not come:\n{server.said()}"
         time.sleep(0.3)
     return answer

@@ -83,9 +83,32 @@ def test_every_voxel_order_gets_the_same_labels(
         image = nibabel.load(path).as_reoriented(turn)
         turned.append(write(tmp_path / path.name, np.asarray(image.dataobj), image.affine))
     found = predictor.propagate(*turned)
+    (how,) = found.run.inference
+    marked = np.asarray(nibabel.load(turned[1]).dataobj) == 5
+    slices = np.flatnonzero(marked.any(axis=tuple({0, 1, 2} - {how["slice_axis"]})))
+    assert sorted(int(n) for n, share in how["slice_confidence"]["5"].items() if share == 1.0) == slices.tolist()
     image = nibabel.Nifti1Image(found.labels, nibabel.load(turned[0]).affine)
     back = image.as_reoriented(ornt_transform(io_orientation(image.affine), io_orientation(AFFINE)))
     np.testing.assert_array_equal(np.asarray(back.dataobj), predictor.propagate(scan, drawn).labels)
+
+
+def test_the_plane_that_is_asked_for_is_taken(predictor: Predictor, case: tuple[Path, Path, np.ndarray]) -> None:
+    found = predictor.propagate(case[0], case[1], plane="coronal")
+    assert found.run.planes == ("coronal",)
+    assert found.run.inference[0]["slice_axis"] == 1
+
+
+def test_frames_do_not_share_their_features(
+    predictor: Predictor, case: tuple[Path, Path, np.ndarray], tmp_path: Path
+) -> None:
+    scan, drawn, _ = case
+    first = np.asarray(nibabel.load(scan).dataobj)
+    other = first[:, ::-1].copy()
+    both = write(tmp_path / "both.nii.gz", np.stack([first, other], axis=-1))
+    alone = write(tmp_path / "other.nii.gz", other)
+    for frame, single in ((0, scan), (1, alone)):
+        found = predictor.propagate(both, drawn, frame=frame).labels
+        np.testing.assert_array_equal(found, predictor.propagate(single, drawn).labels)
 
 
 def test_features_are_computed_once_for_a_scan(
@@ -144,7 +167,7 @@ def test_the_command_writes_what_the_predictor_gives(
     assert "label 5" in json.loads((out / "summary.json").read_text())["cases"][0]["volumes_ml"]
     again = [*command, "--labels", str(drawn), "--output", str(out)]
     assert main(again) == 2
-    assert "already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().err
     assert main([*command, "--labels", str(tmp_path / "none.nii.gz"), "--output", str(out)]) == 2
     assert "there is no such file" in capsys.readouterr().err
     both = [*command, "--labels", str(out / "scan_seg.nii.gz"), "--output", str(out), "--overwrite"]

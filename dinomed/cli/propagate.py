@@ -7,15 +7,16 @@ from pathlib import Path
 
 from dinomed.cli.run_log import CaseResult, RunLog
 from dinomed.cli.segment import find_inputs, open_output, told
-from dinomed.errors import InputError
+from dinomed.errors import InputError, OutputError
 
 DEFAULT_OUTPUT = "propagation"
 
 EPILOG = """
 The labels lie on the scan's own grid and are whole numbers from 1 to 255 on one slice or more, 0 elsewhere. A label is
-taken to be drawn completely on every slice where it is drawn at all; draw it on the first and the last slice of its
-organ if its ends matter. Results: CASE_seg.nii.gz, CASE_seg.json (with the agreement of both directions, slice by
-slice) and CASE_seg.png. Exit status: 0 done, 2 an input was at fault, 1 an error in dinomed. Not a medical device.
+taken to be drawn completely on every slice where it is drawn at all. Where the ends of its organ matter, draw it on the
+first and on the last slice and pass --between. Results: CASE_seg.nii.gz, CASE_seg.json (with the agreement of both
+directions, slice by slice) and CASE_seg.png. Exit status: 0 done, 2 an input was at fault, 1 an error in dinomed. Not a
+medical device.
 """
 
 
@@ -39,6 +40,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="whose backbone gives the features (default: mri_head_segmentation)",
     )
     parser.add_argument("--plane", help="that the labels are drawn in: axial, coronal or sagittal (default: found)")
+    parser.add_argument("--between", action="store_true", help="carry no label beyond its own outermost drawn slices")
     parser.add_argument("--frame", type=int, metavar="N", help="frame of a 4-D scan, from 0")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto", help="auto (default), float32 or bfloat16")
@@ -76,6 +78,8 @@ def _run(arguments: argparse.Namespace) -> int:
     taken = [path for path in vars(ResultPaths.of(output, case.name)).values() if path.exists()]
     if any(path.resolve() == labels.resolve() for path in taken):
         raise InputError(f"the results would replace {labels}; choose another output folder")
+    if taken and not arguments.overwrite:
+        raise OutputError(f"{taken[0]} exists already; pass --overwrite, or choose another output folder")
     predictor = Predictor.from_bundle(
         arguments.bundle, device=arguments.device, precision=arguments.precision, weights=arguments.weights
     )
@@ -83,13 +87,15 @@ def _run(arguments: argparse.Namespace) -> int:
         log.start(case.name)
         result = CaseResult(str(case.path), case.name, "failed")
         with told(result):
-            prediction = predictor.propagate(case.path, labels, arguments.frame, arguments.plane, log.advance)
+            prediction = predictor.propagate(
+                case.path, labels, arguments.frame, arguments.plane, not arguments.between, log.advance
+            )
             prediction.case = case.name
             paths = prediction.save(output, arguments.overwrite)
             result.status = "done"
             result.outputs = [path.name for path in vars(paths).values()]
             result.volumes_ml = prediction.volumes_ml
-            result.message = "; ".join(prediction.warnings)
+            result.message = "; ".join([f"carried along {prediction.run.planes[0]} slices", *prediction.warnings])
         log.add(result)
         log.finish(as_json=arguments.json)
         return log.exit_status

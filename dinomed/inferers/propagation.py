@@ -8,8 +8,9 @@ further a label is carried the less it is believed, so that it ends where its or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,7 @@ WORKING_MM = 1.0
 MARGIN_MM = 20.0
 SLOPE = 0.5
 """Millimetres by which a label is expected to shrink on every side for each millimetre beyond its last drawn slice."""
-SPREAD = 0.3
+SPREAD = 0.5
 """How doubtful that is: standard deviation as a part of the drawn outline's half width (but 1.5 to 6 mm)."""
 _SURE = 5.0
 """Log-odds beyond which a carried label is not believed."""
@@ -45,8 +46,8 @@ class Propagation:
 
     Attributes:
         labels: (X, Y, Z) uint8; the drawn slices are as they were drawn.
-        certainty: (X, Y, Z) uint8, share of the label that won in each voxel times 255; where there is no label, the
-            share of all others.
+        certainty: (X, Y, Z) uint8, share of the label that won in each voxel times 255; where there is no label, what
+            the strongest label leaves.
         slice_confidence: By label, then by slice: agreement (Dice) of the two directions between drawn slices; beyond
             the outermost the mean share of the label where it won; 1 where it was drawn.
         axis: That the slices follow.
@@ -59,18 +60,27 @@ class Propagation:
 
 
 def drawn_axis(drawn: Tensor, spacing_mm: Sequence[float]) -> int:
-    """Find the axis along which labels (X, Y, Z) were drawn: that with the fewest slices that hold any.
+    """Find the axis along which labels (X, Y, Z) were drawn slice by slice.
 
-    Of equals the one with the thickest slices wins, then the last (axial, in RAS order).
+    Along it a label has short runs: single slices with gaps between them. The axis with the shortest runs, as the
+    geometric mean of the labels' mean runs, wins; of equals the one with the thickest slices, then the last (axial, in
+    RAS order).
 
     Raises:
         ValueError: If nothing is drawn.
     """
-    marked = drawn > 0
-    if not bool(marked.any()):
+    values = [value for value in torch.unique(drawn).tolist() if value > 0]
+    if not values:
         raise ValueError("no label is drawn; give labels above 0 on one slice or more")
-    counts = [int(marked.any(other[0]).any(other[1] - 1).sum()) for other in ((1, 2), (0, 2), (0, 1))]
-    return min(range(3), key=lambda axis: (counts[axis], -round(float(spacing_mm[axis]), 3), -axis))
+    logs = [0.0, 0.0, 0.0]
+    for value in values:
+        marked = drawn == value
+        count = int(marked.sum())
+        for axis in range(3):
+            length = marked.shape[axis]
+            ends = marked.narrow(axis, 0, length - 1) & ~marked.narrow(axis, 1, length - 1)
+            logs[axis] += math.log(count / (int(ends.sum()) + int(marked.select(axis, length - 1).sum())))
+    return min(range(3), key=lambda axis: (round(logs[axis], 6), -round(float(spacing_mm[axis]), 3), -axis))
 
 
 def propagate(
@@ -80,6 +90,7 @@ def propagate(
     axis: int | None = None,
     tokens: SliceTokens | None = None,
     weights: VoteWeights | None = None,
+    beyond: bool = True,
     progress: Progress | None = None,
 ) -> Propagation:
     """Carry drawn labels through a volume.
@@ -94,19 +105,22 @@ def propagate(
         axis: That the drawn slices follow; None finds it (`drawn_axis`).
         tokens: Features of the slices along that axis; None votes by intensity and place alone.
         weights: Of the vote.
+        beyond: Carry labels beyond their outermost drawn slices; False fills only what lies between.
         progress: Called with the labels done and their number.
 
     Raises:
-        ValueError: If the shapes differ, or nothing is drawn.
+        ValueError: If the shapes differ, nothing is drawn, or the labels are other than whole numbers from 0 to 255.
     """
     if volume.ndim != 3 or volume.shape != drawn.shape:
         raise ValueError(
             f"the volume {tuple(volume.shape)} and the drawn labels {tuple(drawn.shape)} must have one 3-D shape"
         )
+    if not bool(((drawn >= 0) & (drawn <= _FULL) & (drawn == drawn.to(torch.uint8))).all()):
+        raise ValueError("drawn labels must be whole numbers from 0 to 255")
     axis = drawn_axis(drawn, spacing_mm) if axis is None else axis
     q, p = in_plane_axes(axis)
     order = (axis, p, q)
-    pictures, marks = volume.permute(order), drawn.permute(order)
+    pictures, marks = volume.permute(order), drawn.permute(order).to("cpu", torch.uint8)
     spacings = (float(spacing_mm[axis]), float(spacing_mm[p]), float(spacing_mm[q]))
     values = [int(value) for value in torch.unique(drawn) if value > 0]
     if not values:
@@ -116,11 +130,15 @@ def propagate(
     rest = torch.full(marks.shape, _FULL, dtype=torch.uint8)
     confidence = {}
     for done, value in enumerate(values):
-        carrier = _Carrier(pictures, marks == value, spacings, tokens, weights or VoteWeights())
+        mask = (marks == value).to(volume.device)
+        carrier = _Carrier(pictures, mask, spacings, tokens, weights or VoteWeights(), beyond)
         confidence[value] = carrier.run()
         for index, share in carrier.shares.items():
             where = (index, *carrier.box)
-            share = torch.where((marks[where] > 0) & (marks[where] != value), 0, carrier.at_native(share)).cpu()
+            own = marks[where] == value
+            # A slice where the label is drawn has it there and nowhere else.
+            share = own.float() if bool(own.any()) else carrier.at_native(share).cpu()
+            share = torch.where((marks[where] > 0) & ~own, 0, share)
             levels = (share * _FULL).round().to(torch.uint8)
             wins = levels > best[where]
             labels[where] = torch.where(wins, value, labels[where])
@@ -129,7 +147,7 @@ def propagate(
         if progress is not None:
             progress(done + 1, len(values))
     given = marks > 0
-    labels[given] = marks[given].to(torch.uint8)
+    labels[given] = marks[given]
     certainty = torch.where(labels > 0, best, rest)
     certainty[given] = _FULL
     back = tuple(int(np.argsort(order)[each]) for each in range(3))
@@ -145,6 +163,7 @@ class _Carrier:
     spacing_mm: tuple[float, float, float]
     tokens: SliceTokens | None
     weights: VoteWeights
+    beyond: bool
     shares: dict[int, Tensor] = field(default_factory=dict)
     box: tuple[slice, slice] = (slice(0), slice(0))
 
@@ -159,8 +178,8 @@ class _Carrier:
         confidence = dict.fromkeys(known, 1.0)
         for low, high in pairwise(known):
             confidence |= self._between(low, high, outlines, distances)
-        confidence |= self._beyond(known[-1], 1, outlines[known[-1]], distances[known[-1]])
-        confidence |= self._beyond(known[0], -1, outlines[known[0]], distances[known[0]])
+        for index, step in ((known[-1], 1), (known[0], -1)) if self.beyond else ():
+            confidence |= self._beyond(index, step, outlines[index], distances[index])
         return dict(sorted(confidence.items()))
 
     def _cut(self, slices: Tensor, index: int) -> Tensor:
@@ -176,7 +195,10 @@ class _Carrier:
 
     def _lay_out(self) -> None:
         """Choose the box and the working pixels."""
-        self.steps = tuple(max(1, round(WORKING_MM / each)) for each in self.spacing_mm[1:])
+        # A label must be wider than a working pixel to be seen on one.
+        known = torch.nonzero(self.mask.any(2).any(1)).flatten()
+        width = min(int(signed_distance_mm(self.mask[index], (2.0, 2.0)).max() + 1) for index in known)
+        self.steps = tuple(max(1, min(width // 2, round(WORKING_MM / each))) for each in self.spacing_mm[1:])
         self.pixel_mm = (self.spacing_mm[1] * self.steps[0], self.spacing_mm[2] * self.steps[1])
         seen = self.mask.any(0)
         parts = []
@@ -223,14 +245,20 @@ class _Carrier:
         carried = []
         for index in range(start + step, stop + step, step):
             here = self._seen(index)
-            share = self._vote(share, here, there)
+            share = self._vote(share, here, there, replace(self.weights, unlike=-math.inf))  # it is there at both ends
             carried.append(share)
             there = here
         return carried
 
-    def _vote(self, share: Tensor, here: tuple[Tensor, Tensor | None], there: tuple[Tensor, Tensor | None]) -> Tensor:
+    def _vote(
+        self,
+        share: Tensor,
+        here: tuple[Tensor, Tensor | None],
+        there: tuple[Tensor, Tensor | None],
+        weights: VoteWeights,
+    ) -> Tensor:
         features = None if here[1] is None or there[1] is None else (here[1], there[1])
-        return vote(share, (here[0], there[0]), features, self.pixel_mm, self.reach_mm, self.weights)
+        return vote(share, (here[0], there[0]), features, self.pixel_mm, self.reach_mm, weights)
 
     def _between(
         self, low: int, high: int, outlines: dict[int, Tensor], distances: dict[int, Tensor]
@@ -261,7 +289,7 @@ class _Carrier:
         stop = len(self.pictures) if step > 0 else -1
         for index in range(start + step, stop, step):
             here = self._seen(index)
-            share = self._vote(share, here, there)
+            share = self._vote(share, here, there, self.weights)
             there = here
             away_mm = abs(index - start) * self.spacing_mm[0]
             doubt = (distance - SLOPE * away_mm) / spread_mm
@@ -298,7 +326,7 @@ class PropagationInferer(Inferer):
             inputs: (1, 1, X, Y, Z) in RAS order, its intensities as the backbone's training had them.
             network: The backbone, in eval mode.
             *args: None.
-            **kwargs: `drawn` (1, 1, X, Y, Z), `spacing_mm` and, if it is not to be found, `axis`.
+            **kwargs: `drawn` (1, 1, X, Y, Z), `spacing_mm` and, where wanted, `axis` and `beyond`.
 
         Returns:
             A `Propagation`.
@@ -307,4 +335,5 @@ class PropagationInferer(Inferer):
         drawn, spacing_mm, axis = kwargs["drawn"][0, 0], kwargs["spacing_mm"], kwargs.get("axis")
         axis = drawn_axis(drawn, spacing_mm) if axis is None else axis
         tokens = SliceTokens(inputs[0, 0], axis, spacing_mm, network, self.precision)
-        return propagate(inputs[0, 0], drawn, spacing_mm, axis, tokens, self.weights, self.progress)
+        beyond = kwargs.get("beyond", True)
+        return propagate(inputs[0, 0], drawn, spacing_mm, axis, tokens, self.weights, beyond, self.progress)

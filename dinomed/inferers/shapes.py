@@ -13,12 +13,17 @@ from torch import Tensor
 
 
 def signed_distance_mm(mask: Tensor, spacing_mm: tuple[float, float]) -> Tensor:
-    """Distance to the edge of a mask (A, B), positive within; float32. An empty mask is infinitely far away."""
+    """Distance to the edge of a mask (A, B), positive within; float32.
+
+    The picture's own border is no edge. An empty mask is infinitely far away, a full one has its edge one picture away.
+    """
     array = mask.cpu().numpy().astype(bool)
     if not array.any():
-        return torch.full(mask.shape, -np.inf)
-    padded = np.pad(array, 1)  # beyond the picture there is no label
-    within = ndimage.distance_transform_edt(padded, sampling=spacing_mm)[1:-1, 1:-1]
+        return torch.full(mask.shape, -np.inf, device=mask.device)
+    if array.all():
+        reach_mm = max(size * each for size, each in zip(array.shape, spacing_mm, strict=True))
+        return torch.full(mask.shape, float(reach_mm), device=mask.device)
+    within = ndimage.distance_transform_edt(array, sampling=spacing_mm)
     beyond = ndimage.distance_transform_edt(~array, sampling=spacing_mm)
     half = min(spacing_mm) / 2
     return torch.from_numpy(np.where(array, within - half, half - beyond).astype(np.float32)).to(mask.device)

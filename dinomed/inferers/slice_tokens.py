@@ -43,7 +43,11 @@ class SliceTokens:
         q, p = in_plane_axes(axis)
         longest = max(volume.shape[q] * spacing_mm[q], volume.shape[p] * spacing_mm[p])
         pixel_mm = max(PIXEL_MM, longest / LARGEST_SIDE)
-        self._size = [max(16, round(volume.shape[each] * spacing_mm[each] / pixel_mm)) for each in (q, p)]
+        # Whole patches, so that the backbone pads nothing and its map covers the slice exactly.
+        patch = int(getattr(backbone, "multiple", 16))
+        self._size = [
+            max(1, round(volume.shape[each] * spacing_mm[each] / pixel_mm / patch)) * patch for each in (q, p)
+        ]
         self._backbone = backbone
         parameter = next(backbone.parameters())
         self._device = parameter.device

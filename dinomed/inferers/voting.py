@@ -26,11 +26,14 @@ class VoteWeights:
         feature: Difference of cosine similarities that divides a weight by e; None leaves the features out.
         intensity: Likewise the root mean square difference of 3 x 3 patches, in units of the noise.
         place_mm: Standard deviation of the nearness.
+        unlike: Weight of a further vote against the label, which wins where a pixel is like none of the others: its
+            logarithm, to be compared with minus the sum of the squared differences in the units above.
     """
 
-    feature: float | None = 0.03
+    feature: float | None = 0.05
     intensity: float = 1.5
     place_mm: float = 3.0
+    unlike: float = -30.0
 
 
 def window_offsets(reach_mm: float, spacing_mm: tuple[float, float]) -> list[tuple[int, int]]:
@@ -44,10 +47,13 @@ def window_offsets(reach_mm: float, spacing_mm: tuple[float, float]) -> list[tup
     return [(i, j) for i in lines[0] for j in lines[1]]
 
 
-def windows(picture: Tensor, offsets: list[tuple[int, int]], mode: str) -> list[Tensor]:
-    """The picture (C, A, B) seen from every offset: entry k at (a, b) is the picture at (a, b) + offset k."""
+def windows(picture: Tensor, offsets: list[tuple[int, int]]) -> list[Tensor]:
+    """The picture (C, A, B) seen from every offset: entry k at (a, b) is the picture at (a, b) + offset k.
+
+    Beyond its border it is as on it.
+    """
     reach = [max(max(abs(each[axis]) for each in offsets), 1) for axis in (0, 1)]
-    padded = F.pad(picture[None], (reach[1], reach[1], reach[0], reach[0]), mode=mode)[0]
+    padded = F.pad(picture[None], (reach[1], reach[1], reach[0], reach[0]), mode="replicate")[0]
     a, b = picture.shape[1:]
     return [padded[:, reach[0] + i : reach[0] + i + a, reach[1] + j : reach[1] + j + b] for i, j in offsets]
 
@@ -88,13 +94,15 @@ def vote(
     """
     offsets = window_offsets(reach_mm, spacing_mm)
     here, there = intensities
-    seen = windows(there[None], offsets, "replicate")
+    seen = windows(there[None], offsets)
     squares = torch.cat([(here[None] - each) ** 2 for each in seen])
     score = -F.avg_pool2d(squares[:, None], 3, 1, 1, count_include_pad=False)[:, 0] / weights.intensity**2
     if features is not None and weights.feature is not None:
-        alike = [(features[0] * each).sum(0) for each in windows(features[1], offsets, "constant")]
+        alike = [(features[0] * each).sum(0) for each in windows(features[1], offsets)]
         score += (torch.stack(alike) - 1) / weights.feature
     far_mm2 = torch.tensor([(i * spacing_mm[0]) ** 2 + (j * spacing_mm[1]) ** 2 for i, j in offsets])
     score -= (far_mm2 / (2 * weights.place_mm**2)).to(score)[:, None, None]
-    votes = torch.cat(windows(share[None], offsets, "constant"))
-    return (score.softmax(0) * votes).sum(0)
+    votes = torch.cat(windows(share[None], offsets))
+    # With the vote for "like none of these", which is not the label.
+    score = torch.cat([score, score.new_full((1, *score.shape[1:]), weights.unlike)])
+    return (score.softmax(0)[:-1] * votes).sum(0)

@@ -140,6 +140,7 @@ class Predictor:
         labels: str | os.PathLike[str],
         frame: int | None = None,
         plane: str | None = None,
+        beyond: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Carry labels that are drawn on a few slices through a scan, with the bundle's frozen backbone alone.
@@ -150,6 +151,7 @@ class Predictor:
                 taken to be drawn completely on every slice where it is drawn at all.
             frame: Frame of a 4-D scan, from 0; None where there is only one, or the bundle's choice is meant.
             plane: That the labels are drawn in: "axial", "coronal" or "sagittal"; None finds it.
+            beyond: Carry labels beyond their outermost drawn slices; False fills only what lies between.
             progress: Called with the labels done and their number.
 
         Returns:
@@ -162,7 +164,7 @@ class Predictor:
         """
         if self._propagation is None:
             self._propagation = LabelPropagation(self._segmentation())
-        return self._propagation.propagate(path, labels, frame, plane, progress)
+        return self._propagation.propagate(path, labels, frame, plane, beyond, progress)
 
     def classify(
         self, path: str | os.PathLike[str], case: str | None = None, **request: Any

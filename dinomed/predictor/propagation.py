@@ -57,6 +57,7 @@ class LabelPropagation:
         labels: str | os.PathLike[str],
         frame: int | None = None,
         plane: str | None = None,
+        beyond: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Carry labels through one scan; see `Predictor.propagate`."""
@@ -71,9 +72,9 @@ class LabelPropagation:
                 steps = work.native_preprocessing(frame)
                 item = timed(timings, "load", lambda: steps({"image": str(path)}, end=1))
                 image = timed(timings, "preprocess", lambda: steps(item, start=1))["image"]
-                carried = timed(
-                    timings, "infer", lambda: self.carry(image, drawn, axis, progress, (scan_sha256(Path(path)), frame))
-                )
+                checksum = scan_sha256(Path(path))
+                kept_as = None if checksum is None else (checksum, frame)
+                carried = timed(timings, "infer", lambda: self.carry(image, drawn, axis, beyond, progress, kept_as))
         except (RuntimeError, MemoryError) as error:
             reason = explained(error, path, work.device)
             if reason is None:
@@ -86,6 +87,7 @@ class LabelPropagation:
         image: MetaTensor,
         drawn: torch.Tensor,
         axis: int | None = None,
+        beyond: bool = True,
         progress: Callable[[int, int], None] | None = None,
         kept_as: Hashable = None,
     ) -> Propagation:
@@ -95,6 +97,7 @@ class LabelPropagation:
             image: (1, X, Y, Z) as `Segmentation.native_preprocessing` gives it.
             drawn: (x, y, z) integers on the scan's own grid.
             axis: Of the image that the drawn slices follow; None finds it.
+            beyond: Whether to carry labels beyond their outermost drawn slices.
             progress: Called with the labels done and their number.
             kept_as: What the features are kept as; None computes them for this call.
 
@@ -108,7 +111,7 @@ class LabelPropagation:
         axis = drawn_axis(marks, spacing_mm) if axis is None else axis
         volume = image.as_tensor()[0]
         tokens = self._kept_tokens(volume, axis, spacing_mm, kept_as)
-        return propagate(volume, marks, spacing_mm, axis, tokens, VoteWeights(), progress)
+        return propagate(volume, marks, spacing_mm, axis, tokens, VoteWeights(), beyond, progress)
 
     def _kept_tokens(
         self, volume: torch.Tensor, axis: int, spacing_mm: tuple[float, float, float], kept_as: Hashable
@@ -175,7 +178,10 @@ def read_drawn(labels: str | os.PathLike[str], grid: Grid, scan: str | os.PathLi
         VolumeError: If the file cannot be read, lies on another grid, holds other values than the integers 0 to 255, or
             shows no label.
     """
-    volume = read_volume(labels)
+    try:
+        volume = read_volume(labels)
+    except VolumeError as error:
+        raise VolumeError(f"the drawn labels cannot be used, one 3-D label map is needed: {error}") from error
     array = volume.array
     if array.shape != tuple(grid.shape):
         raise VolumeError(

@@ -150,35 +150,85 @@ def test_the_axis_is_that_with_the_fewest_drawn_slices() -> None:
     assert drawn_axis(point, (5.0, 1.0, 1.0)) == 0
 
 
+def test_the_axis_of_a_thin_vessel_is_that_with_gaps() -> None:
+    drawn = torch.zeros(20, 20, 60, dtype=torch.uint8)
+    drawn[8:11, 9:12, ::12] = 1  # on five slices, three pixels wide
+    assert drawn_axis(drawn, ISOTROPIC) == 2
+    every = torch.zeros(30, 30, 60, dtype=torch.uint8)
+    every[3:12, 3:12] = 1  # on all slices
+    every[15:28, 15:28, 20] = 2
+    assert drawn_axis(every, ISOTROPIC) == 2
+
+
+def test_fine_pixels_of_drawn_slices_stay_as_they_were_drawn() -> None:
+    x, y, _ = grid((90, 90, 5))
+    disc = ((x - 45) ** 2 + (y - 45) ** 2 < 900) & ~((x > 40) & (x < 43))  # with a slit of two pixels
+    carried = propagate(noisy(disc), only(disc, [0, 4]), (0.3, 0.3, 2.0))
+    assert torch.equal(carried.labels[..., [0, 4]] > 0, disc[..., [0, 4]])
+
+
+def test_a_line_thinner_than_a_working_pixel_is_carried() -> None:
+    line = torch.zeros(60, 60, 7, dtype=torch.bool)
+    line[10:50, 30] = True
+    found = propagate(noisy(line, 10.0), only(line, [3]), (0.4, 0.4, 1.0)).labels > 0
+    assert all(int(found[..., index].sum()) >= 30 for index in (2, 3, 4))
+
+
+def test_nothing_lies_beyond_the_drawn_slices_where_that_is_asked_for(leaning: tuple[Tensor, Tensor]) -> None:
+    volume, mask = leaning
+    between = propagate(volume, only(mask, [6, 18]), ISOTROPIC, beyond=False)
+    reached = torch.nonzero((between.labels > 0).any(0).any(0)).flatten().tolist()
+    assert reached == list(range(6, 19))
+    assert list(between.slice_confidence[1]) == reached
+
+
+def test_a_label_ends_where_the_next_slice_is_like_nothing_around_it() -> None:
+    x, y, z = grid((60, 60, 30))
+    block = (x - 30) ** 2 + (y - 30) ** 2 < 225
+    block &= (z > 9) & (z < 20)  # flat ends, wider than the window
+    found = propagate(noisy(block), only(block, [14]), ISOTROPIC).labels > 0
+    assert int(found[..., :9].sum()) + int(found[..., 21:].sum()) < 0.02 * int(block.sum())
+
+
+def test_a_label_at_the_border_is_not_worn_away() -> None:
+    half = torch.zeros(40, 40, 9, dtype=torch.bool)
+    half[:20] = True
+    found = propagate(noisy(half), only(half, [4]), ISOTROPIC).labels > 0
+    assert all(bool(found[:15, :, index].all()) for index in (2, 3, 5, 6))
+
+
 def test_wrong_input_is_refused_with_what_is_needed() -> None:
     with pytest.raises(ValueError, match="no label is drawn"):
         propagate(torch.zeros(4, 4, 4), torch.zeros(4, 4, 4, dtype=torch.uint8), ISOTROPIC)
     with pytest.raises(ValueError, match=r"\(4, 4, 4\) and the drawn labels \(4, 4, 5\)"):
         propagate(torch.zeros(4, 4, 4), torch.ones(4, 4, 5, dtype=torch.uint8), ISOTROPIC)
+    for value in (300.0, 1.5, -1.0):
+        with pytest.raises(ValueError, match="whole numbers from 0 to 255"):
+            propagate(torch.zeros(4, 4, 4), torch.full((4, 4, 4), value), ISOTROPIC)
 
 
 def test_the_vote_equals_its_definition() -> None:
     generator = torch.Generator().manual_seed(3)
     share, here, there = (torch.rand(9, 8, generator=generator) for _ in range(3))
     ours, theirs = (nn.functional.normalize(torch.randn(5, 9, 8, generator=generator), dim=0) for _ in range(2))
-    weights = VoteWeights(feature=0.2, intensity=0.3, place_mm=2.0)
+    weights = VoteWeights(feature=0.2, intensity=0.3, place_mm=2.0, unlike=-3.0)
     found = vote(share, (here, there), (ours, theirs), (1.0, 1.5), 3.0, weights)
     offsets = window_offsets(3.0, (1.0, 1.5))
     assert (0, 0) in offsets
     a, b = 4, 5
     scores, votes = [], []
     for i, j in offsets:
-        inside = 0 <= a + i < 9 and 0 <= b + j < 8
+        place = min(max(a + i, 0), 8), min(max(b + j, 0), 7)
         squares = []
         for u in (-1, 0, 1):
             for v in (-1, 0, 1):
-                row, column = min(max(a + u + i, 0), 8), min(max(b + v + j, 0), 7)
+                row, column = (min(max(c + d, 0), n) for c, d, n in ((a + u, i, 8), (b + v, j, 7)))
                 squares.append(float(here[a + u, b + v] - there[row, column]) ** 2)
-        alike = float(ours[:, a, b] @ theirs[:, a + i, b + j]) if inside else 0.0
+        alike = float(ours[:, a, b] @ theirs[(slice(None), *place)])
         far = (1.0 * i) ** 2 + (1.5 * j) ** 2
         scores.append((alike - 1) / 0.2 - np.mean(squares) / 0.3**2 - far / (2 * 2.0**2))
-        votes.append(float(share[a + i, b + j]) if inside else 0.0)
-    weight = np.exp(scores) / np.exp(scores).sum()
+        votes.append(float(share[place]))
+    weight = np.exp(scores) / (np.exp(scores).sum() + np.exp(weights.unlike))
     assert float(found[a, b]) == pytest.approx(float(weight @ votes), abs=1e-5)
 
 
@@ -196,8 +246,10 @@ def test_signed_distances_are_those_to_the_edge_in_millimetres() -> None:
     assert float(distance[5, 3]) == 1.0
     assert float(distance[5, 2]) == -1.0
     assert float(distance[5, 5]) == 5.0
-    whole = signed_distance_mm(torch.ones(5, 5), (1.0, 1.0))
-    assert float(whole[2, 2]) == 2.5
+    edge = torch.zeros(6, 6)
+    edge[:3] = 1
+    assert signed_distance_mm(edge, (1.0, 1.0))[0].tolist() == [2.5] * 6  # the picture's border is no edge
+    assert bool((signed_distance_mm(torch.ones(5, 5), (1.0, 1.0)) == 5).all())
     assert bool(torch.isinf(signed_distance_mm(torch.zeros(3, 3), (1.0, 1.0))).all())
 
 
@@ -225,6 +277,23 @@ def test_tokens_are_found_where_their_patch_lies() -> None:
     others = [found[:, 0, 0], found[:, 0, 1], found[:, 1, 1]]
     assert all(float(bright @ other) < 0.5 for other in others)
     assert all(float(others[0] @ other) > 0.99 for other in others)
+
+
+def test_tokens_of_slices_of_any_size_lie_where_their_patch_lies() -> None:
+    class Padding(Averages):
+        def forward_last(self, image: Tensor) -> LayerTokens:
+            down, right = (-size % 16 for size in image.shape[-2:])
+            return super().forward_last(nn.functional.pad(image, (0, right, 0, down)))
+
+    for width in (96, 105, 113):
+        volume = torch.zeros(width, 40, 9)
+        volume[width - 25 : width - 16] = 1.0
+        tokens = SliceTokens(volume, 2, ISOTROPIC, Padding().eval(), "float32")
+        along = torch.arange(float(width))
+        found = tokens.at(4, along, torch.tensor([20.0]))[:, :, 0]
+        bright = tokens.at(4, torch.tensor([width - 21.0]), torch.tensor([20.0]))[:, 0, 0]
+        alike = (found * bright[:, None]).sum(0) > 0.9
+        assert abs(float(along[alike].mean()) - (width - 21)) < 2.5, width
 
 
 def test_every_slice_goes_through_the_backbone_once_whatever_is_asked_first() -> None:

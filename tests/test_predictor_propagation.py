@@ -143,6 +143,19 @@ def test_drawn_labels_that_do_not_fit_are_refused(
         predictor.propagate(scan, drawn, plane="oblique")
 
 
+def test_the_summary_of_a_run_names_the_plane_that_labels_were_carried_along(
+    case: tuple[Path, Path, np.ndarray], tmp_path: Path
+) -> None:
+    scan, drawn, _ = case
+    command = ["propagate", str(scan), "--output", str(tmp_path), "--device", "cpu", "--plane", "coronal"]
+    assert main([*command, "--labels", str(drawn)]) == 0
+    summary, report = (json.loads((tmp_path / name).read_text()) for name in ("summary.json", "scan_seg.json"))
+    assert summary["run"] == report["run"]
+    assert summary["run"]["planes"] == ["coronal"]
+    assert main([*command, "--labels", str(scan), "--overwrite"]) == 2
+    assert json.loads((tmp_path / "summary.json").read_text())["run"]["planes"] == []
+
+
 def test_a_network_without_a_transformer_cannot_carry_labels(
     case: tuple[Path, Path, np.ndarray], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from dinomed.cli.run_log import CaseResult, RunLog
@@ -83,14 +84,15 @@ def _run(arguments: argparse.Namespace) -> int:
     predictor = Predictor.from_bundle(
         arguments.bundle, device=arguments.device, precision=arguments.precision, weights=arguments.weights
     )
-    with RunLog(output, predictor.run, 1) as log:
+    # The planes and class groups of the bundle's own network have no part in this.
+    with RunLog(output, replace(predictor.run, planes=(), class_groups=None), 1) as log:
         log.start(case.name)
         result = CaseResult(str(case.path), case.name, "failed")
         with told(result):
             prediction = predictor.propagate(
                 case.path, labels, arguments.frame, arguments.plane, not arguments.between, log.advance
             )
-            prediction.case = case.name
+            log.run, prediction.case = prediction.run, case.name
             paths = prediction.save(output, arguments.overwrite)
             result.status = "done"
             result.outputs = [path.name for path in vars(paths).values()]

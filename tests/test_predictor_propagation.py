@@ -14,6 +14,7 @@ from tiny_bundle import make_bundle
 from dinomed import Predictor
 from dinomed.cli.main import main
 from dinomed.errors import InputError, VolumeError
+from dinomed.predictor.propagation import not_carried
 
 AFFINE = np.array([[1.5, 0.1, 0, -30], [-0.1, 1.5, 0, -40], [0, 0, 3.0, -20], [0, 0, 0, 1]])
 
@@ -141,6 +142,38 @@ def test_drawn_labels_that_do_not_fit_are_refused(
             predictor.propagate(scan, path)
     with pytest.raises(InputError, match="plane 'oblique' is unknown"):
         predictor.propagate(scan, drawn, plane="oblique")
+
+
+def test_labels_that_are_not_carried_anywhere_are_named(
+    predictor: Predictor, case: tuple[Path, Path, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = np.asarray(nibabel.load(case[0]).dataobj).copy()
+    array[36, 40] = 250.0  # a bright line through all slices: one pixel of it is carried, one of bare noise is not
+    drawn = np.zeros(array.shape, np.uint8)
+    drawn[36, 40, 10], drawn[3, 3, 10], drawn[3, 3, 12] = 7, 8, 9
+    scan, labels = write(tmp_path / "lines.nii.gz", array), write(tmp_path / "pixels.nii.gz", drawn)
+    found = predictor.propagate(scan, labels)
+    slices = {value: np.flatnonzero((found.labels == value).any((0, 1))).tolist() for value in (7, 8, 9)}
+    assert len(slices[7]) > 3
+    assert (slices[8], slices[9]) == ([10], [12])
+    sentence = "not carried beyond the slices they are drawn on, draw them on more: label 8, label 9"
+    assert found.warnings == [sentence]
+    command = ["propagate", str(scan), "--labels", str(labels), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(command) == 0
+    assert sentence in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "lines_seg.json").read_text())["warnings"] == [sentence]
+
+
+def test_a_label_without_room_to_be_carried_is_not_named() -> None:
+    drawn = np.zeros((5, 4, 4), np.uint8)
+    drawn[1, 1, 1] = drawn[2, 1, 1] = 1
+    drawn[0, 2, 2] = drawn[3, 2, 2] = 2
+    assert not_carried(drawn, drawn, 0, beyond=True) == [1, 2]
+    assert not_carried(drawn, drawn, 0, beyond=False) == [2]
+    assert not_carried(drawn[1:3], drawn[1:3], 0, beyond=True) == []
+    filled = drawn.copy()
+    filled[1, 3, 3] = 2
+    assert not_carried(drawn, filled, 0, beyond=False) == []
 
 
 def test_the_summary_of_a_run_names_the_plane_that_labels_were_carried_along(

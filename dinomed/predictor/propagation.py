@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from dinomed.transforms.provenance import scan_sha256
 from dinomed.transforms.volumes import Grid, read_grid, read_volume
 
 _KEPT_SCANS = 3
+
+Labels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class LabelPropagation:
@@ -80,7 +83,12 @@ class LabelPropagation:
             if reason is None:
                 raise
             raise reason from None
-        return self._assemble(Path(path), Path(labels), image, carried, frame, timings)
+        prediction = self._assemble(Path(path), Path(labels), image, carried, frame, timings)
+        left = not_carried(drawn.numpy(), prediction.labels, _grid_of(image).axes[carried.axis], beyond)
+        if left:
+            names = ", ".join(prediction.label_names[value] for value in left)
+            prediction.doubts = (f"not carried beyond the slices they are drawn on, draw them on more: {names}",)
+        return prediction
 
     def carry(
         self,
@@ -198,6 +206,30 @@ def read_drawn(labels: str | os.PathLike[str], grid: Grid, scan: str | os.PathLi
     if not (np.isfinite(array).all() and (array == np.rint(array)).all() and array.min() >= 0 and array.max() <= 255):
         raise VolumeError(f"{labels} holds other values than the whole numbers 0 to 255; give a label map")
     return torch.from_numpy(array.astype(np.uint8))
+
+
+def not_carried(drawn: Labels, labels: Labels, axis: int, beyond: bool) -> list[int]:
+    """Find the labels that stayed on the slices they were drawn on, where there were others to carry them to.
+
+    Args:
+        drawn: (X, Y, Z) uint8, the labels as they were drawn, 0 elsewhere.
+        labels: (X, Y, Z) uint8, what became of them.
+        axis: That the slices follow.
+        beyond: Whether slices beyond a label's outermost drawn ones count; those between them always do.
+
+    Returns:
+        Their values in ascending order.
+    """
+    others = tuple({0, 1, 2} - {axis})
+    left = []
+    for value in np.unique(drawn[drawn > 0]).tolist():
+        open_to_it = ~(drawn == value).any(axis=others)
+        if not beyond:
+            first, last = np.flatnonzero(~open_to_it)[[0, -1]]
+            open_to_it[:first] = open_to_it[last + 1 :] = False
+        if open_to_it.any() and not (labels == value).any(axis=others)[open_to_it].any():
+            left.append(value)
+    return left
 
 
 def _one_plane(plane: str) -> str:

@@ -71,6 +71,7 @@ class Prediction:
         frame: Frame of a 4-D scan, None for a 3-D one.
         timings_s: Seconds per stage: load, preprocess, infer, labels, and write after saving.
         case: The name that the results carry.
+        doubts: Sentences on how it was made, which go with its warnings.
         table: One row per label value: value, name, volume_ml, voxels, mean_confidence.
     """
 
@@ -85,6 +86,7 @@ class Prediction:
     frame: int | None = None
     timings_s: dict[str, float | None] = field(default_factory=dict)
     case: str = ""
+    doubts: tuple[str, ...] = ()
     table: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,8 +106,8 @@ class Prediction:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the numbers should know: structures that are absent or doubtful."""
-        return warnings_of(self.table)
+        """What a reader of the numbers should know: structures that are absent or doubtful, and `doubts`."""
+        return [*warnings_of(self.table), *self.doubts]
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> ResultPaths:
         """Write the label map, the report and the picture.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dinomed.cli.cases import find_picture_cases
 from dinomed.cli.run_log import CaseResult, RunLog
-from dinomed.cli.segment import add_running, find_inputs, is_for_pictures, open_output, told
+from dinomed.cli.segment import add_cases, add_running, find_inputs, is_for_pictures, open_output, told
 from dinomed.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ Exit status: 0 all is done, 2 an input was at fault, 1 an error in dinomed. Not 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the verb's arguments."""
     parser = verbs.add_parser("classify", help="classify CT scans or pictures", description=__doc__, epilog=EPILOG)
+    add_cases(parser)
     add_running(parser, DEFAULT_OUTPUT)
     parser.add_argument("--maps", metavar="KINDS", help="heat maps, separated by commas: rollout, gradient, occlusion")
     parser.add_argument("--map-slices", type=int, metavar="N", help="for how many of the highest slices (default: 3)")

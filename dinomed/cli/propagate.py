@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dinomed.cli.run_log import CaseResult, RunLog
-from dinomed.cli.segment import find_inputs, open_output, told
+from dinomed.cli.segment import add_running, find_inputs, open_output, told
 from dinomed.errors import InputError, OutputError
 
 DEFAULT_OUTPUT = "propagation"
@@ -29,12 +29,6 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("volume", metavar="VOLUME", help="scan or DICOM folder")
     parser.add_argument("--labels", required=True, metavar="FILE", help="label map with the drawn slices")
     parser.add_argument(
-        "--output",
-        default=DEFAULT_OUTPUT,
-        metavar="DIR",
-        help=f"folder of the results, made if absent (default: {DEFAULT_OUTPUT})",
-    )
-    parser.add_argument(
         "--bundle",
         default="mri_head_segmentation",
         metavar="NAME_OR_PATH",
@@ -43,11 +37,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--plane", help="that the labels are drawn in: axial, coronal or sagittal (default: found)")
     parser.add_argument("--between", action="store_true", help="carry no label beyond its own outermost drawn slices")
     parser.add_argument("--frame", type=int, metavar="N", help="frame of a 4-D scan, from 0")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="auto", help="auto (default), float32 or bfloat16")
-    parser.add_argument("--weights", metavar="FILE", help="weights to use instead of the bundle's")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_running(parser, DEFAULT_OUTPUT)
     parser.set_defaults(run=run)
 
 

@@ -31,6 +31,7 @@ Exit status: 0 all is done, 2 an input was at fault, 1 an error in dinomed. Not 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the verb's arguments."""
     parser = verbs.add_parser("segment", help="segment scans or pictures", description=__doc__, epilog=EPILOG)
+    add_cases(parser)
     add_running(parser, DEFAULT_OUTPUT)
     parser.add_argument("--planes", help="such as axial or axial,coronal; fewer are faster (default: the bundle's)")
     parser.add_argument("--tta", action="store_true", help="average over scales and the mirrored picture; slower")
@@ -38,20 +39,29 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.set_defaults(run=run)
 
 
-def add_running(parser: argparse.ArgumentParser, output: str) -> None:
-    """Describe the arguments of a verb that runs a bundle over many cases."""
+def add_cases(parser: argparse.ArgumentParser) -> None:
+    """Describe what a verb that runs a bundle over many cases takes besides `add_running`."""
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="scan, DICOM folder, picture, or folder of these")
     parser.add_argument("--bundle", required=True, metavar="NAME_OR_PATH", help="model, see `dinomed bundle list`")
+    parser.add_argument("--overlay", metavar="NAME_OR_FILE", help="variant of the bundle, by name or as a YAML file")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="slices or windows at a time (default: the bundle's)"
+    )
+
+
+def add_running(parser: argparse.ArgumentParser, output: str) -> None:
+    """Describe the arguments of every verb that runs a bundle.
+
+    Args:
+        parser: Of the verb.
+        output: Folder of the results where none is named.
+    """
     parser.add_argument(
         "--output", default=output, metavar="DIR", help=f"folder of the results, made if absent (default: {output})"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto", help="auto (default), float32 or bfloat16")
-    parser.add_argument("--overlay", metavar="NAME_OR_FILE", help="variant of the bundle, by name or as a YAML file")
     parser.add_argument("--weights", metavar="FILE", help="weights to use instead of the bundle's")
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="slices or windows at a time (default: the bundle's)"
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 

@@ -14,6 +14,7 @@ from tiny_bundle import make_bundle, make_scan, make_state
 from dinomed import Predictor
 from dinomed.errors import BundleError, InputError, OutputError, VolumeError, WeightsError
 from dinomed.predictor import choose_device, choose_planes
+from dinomed.predictor.loading import explaining
 
 
 @pytest.fixture
@@ -146,6 +147,16 @@ def test_memory_that_runs_out_is_the_users_to_solve(root: Path, scan: Path, monk
     monkeypatch.setattr(predictor.network, "forward", run_out)
     with pytest.raises(InputError, match=r"t1\.nii\.gz: the memory of the cpu does not suffice.*--batch-size"):
         predictor.segment(scan)
+
+
+def test_what_monai_wrapped_is_raised_by_itself_and_the_rest_as_it_is() -> None:
+    own, unknown = VolumeError("t1.nii.gz is empty"), RuntimeError("no kernel image")
+    with pytest.raises(VolumeError) as caught, explaining("t1.nii.gz", torch.device("cpu")):
+        raise RuntimeError("applying transform") from own
+    assert caught.value is own
+    with pytest.raises(RuntimeError) as other, explaining("t1.nii.gz", torch.device("cpu")):
+        raise unknown
+    assert other.value is unknown
 
 
 def test_progress_is_told_in_slices(root: Path, scan: Path) -> None:

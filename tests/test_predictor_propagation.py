@@ -124,6 +124,18 @@ def test_features_are_computed_once_for_a_scan(
     np.testing.assert_array_equal(predictor.propagate(scan, drawn).labels, first.labels)
 
 
+def test_memory_that_runs_out_while_labels_are_carried_is_the_users_to_solve(
+    case: tuple[Path, Path, np.ndarray], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object) -> None:
+        raise MemoryError
+
+    predictor = Predictor.from_bundle(repository / "bundles" / "mri_head_segmentation", device="cpu")
+    monkeypatch.setattr("dinomed.predictor.propagation.propagate", run_out)
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: the memory of the cpu does not suffice"):
+        predictor.propagate(case[0], case[1])
+
+
 def test_drawn_labels_that_do_not_fit_are_refused(
     predictor: Predictor, case: tuple[Path, Path, np.ndarray], tmp_path: Path
 ) -> None:

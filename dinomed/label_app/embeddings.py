@@ -18,7 +18,7 @@ from dinomed.handlers.whole_files import write_file
 from dinomed.inferers.planes import slice_inputs
 from dinomed.label_app.models import LabelModel
 from dinomed.networks.backbones import TimmBackbone
-from dinomed.predictor.loading import explained
+from dinomed.predictor.loading import explaining
 from dinomed.transforms.provenance import file_sha256, scan_sha256
 
 SLICES = 16
@@ -66,12 +66,12 @@ class Embeddings:
             return found
         extractor, preprocessing = self._extractor(model)
         try:
-            image = preprocessing({"image": str(scan)})["image"].as_tensor()[0]
-            chosen = choose_slices(image.shape[AXIAL], 1, SLICES)
-            rows = extractor.embed(_square(slice_inputs(image, AXIAL, chosen, 1), float(image.min())))
-        except (RuntimeError, MemoryError) as error:
-            reason = explained(error, str(scan), extractor.device)
-            raise reason or DinomedError(f"{scan} cannot be embedded: {error}") from error
+            with explaining(scan, extractor.device):
+                image = preprocessing({"image": str(scan)})["image"].as_tensor()[0]
+                chosen = choose_slices(image.shape[AXIAL], 1, SLICES)
+                rows = extractor.embed(_square(slice_inputs(image, AXIAL, chosen, 1), float(image.min())))
+        except RuntimeError as error:
+            raise DinomedError(f"{scan} cannot be embedded: {error}") from error
         mean = rows.mean(axis=0, dtype=np.float64)
         vector: Vector = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype("<f4")
         write_file(self._entry(model, scan), vector.tobytes())

@@ -17,7 +17,7 @@ from dinomed.bundle.running import bundle_version
 from dinomed.bundle.scan_classifier import ScanClassifier, classifier_run
 from dinomed.errors import InputError
 from dinomed.inferers.precision import resolve_precision
-from dinomed.predictor.loading import component_of, explained, timed
+from dinomed.predictor.loading import component_of, explaining, timed
 from dinomed.transforms.classification_results import Classification
 from dinomed.transforms.image_classification import (
     ImageClassification,
@@ -65,15 +65,10 @@ class ScanClassification:
                 f"{path} is a picture, and the bundle {self.root.name} reads CT (NIfTI, NRRD, MetaImage, DICOM)"
             )
         timings: dict[str, float | None] = {}
-        try:
+        with explaining(path, self.device):
             item = timed(timings, "embed", lambda: self._embed({"image": str(path)}))
             with torch.no_grad():
                 logits = timed(timings, "head", lambda: self.network(item["image"][None].to(self.device))[0])
-        except (RuntimeError, MemoryError) as error:
-            reason = explained(error, path, self.device)
-            if reason is None:
-                raise
-            raise reason from None
         return self.classifier.assemble(item, logits, self.run, timings, case, **request)
 
 
@@ -125,18 +120,12 @@ class PictureClassification:
         """Classify a picture, see `Predictor.classify`."""
         refuse_scan(path)
         timings: dict[str, float | None] = {}
-        try:
-            with torch.no_grad():
-                item = timed(timings, "load", lambda: self._preprocessing({"image": str(path)}))
-                batch = item["image"].as_tensor()[None].to(self.device)
-                logits = timed(timings, "infer", lambda: self._inferer(batch, self.network))
+        with explaining(path, self.device), torch.no_grad():
+            item = timed(timings, "load", lambda: self._preprocessing({"image": str(path)}))
+            batch = item["image"].as_tensor()[None].to(self.device)
+            logits = timed(timings, "infer", lambda: self._inferer(batch, self.network))
             one = {task: each[0] for task, each in logits.items()} if isinstance(logits, dict) else logits[0]
             probabilities = timed(timings, "decide", lambda: self._decide({**item, "pred": one})["pred"])
-        except (RuntimeError, MemoryError) as error:
-            reason = explained(error, path, self.device)
-            if reason is None:
-                raise
-            raise reason from None
         answer = assemble_image_classification(
             *(item["image"], probabilities, self.label_names, self.run),
             kind=self._kind,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,7 +79,24 @@ def timed(timings: dict[str, float | None], stage: str, work: Callable[[], Any])
     return result
 
 
-def explained(error: BaseException, path: str | os.PathLike[str], device: torch.device) -> DinomedError | None:
+@contextmanager
+def explaining(path: str | os.PathLike[str], device: torch.device) -> Iterator[None]:
+    """Give what goes wrong with a scan or a picture its sentence; what has none is raised as it is.
+
+    Raises:
+        DinomedError: Found inside what MONAI wrapped.
+        InputError: If the memory does not suffice.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = _explained(error, path, device)
+        if reason is None:
+            raise
+        raise reason from None
+
+
+def _explained(error: BaseException, path: str | os.PathLike[str], device: torch.device) -> DinomedError | None:
     """Find the sentence inside what MONAI wrapped, or make one where the memory ran out."""
     own = own_error(error)
     if own is not None:

@@ -21,7 +21,7 @@ from dinomed.inferers.slice_tokens import SliceTokens
 from dinomed.inferers.voting import VoteWeights
 from dinomed.networks.backbones import TimmBackbone
 from dinomed.predictor.choices import choose_planes
-from dinomed.predictor.loading import explained, timed
+from dinomed.predictor.loading import explaining, timed
 from dinomed.predictor.segmentation import Segmentation
 from dinomed.transforms.geometry import GridMap, match_grids
 from dinomed.transforms.prediction import Prediction
@@ -70,19 +70,13 @@ class LabelPropagation:
         frame = work.frame if frame is None else frame
         timings: dict[str, float | None] = {}
         drawn = read_drawn(labels, read_grid(path), path)
-        try:
-            with torch.no_grad():
-                steps = work.native_preprocessing(frame)
-                item = timed(timings, "load", lambda: steps({"image": str(path)}, end=1))
-                image = timed(timings, "preprocess", lambda: steps(item, start=1))["image"]
-                checksum = scan_sha256(Path(path))
-                kept_as = None if checksum is None else (checksum, frame)
-                carried = timed(timings, "infer", lambda: self.carry(image, drawn, axis, beyond, progress, kept_as))
-        except (RuntimeError, MemoryError) as error:
-            reason = explained(error, path, work.device)
-            if reason is None:
-                raise
-            raise reason from None
+        with explaining(path, work.device), torch.no_grad():
+            steps = work.native_preprocessing(frame)
+            item = timed(timings, "load", lambda: steps({"image": str(path)}, end=1))
+            image = timed(timings, "preprocess", lambda: steps(item, start=1))["image"]
+            checksum = scan_sha256(Path(path))
+            kept_as = None if checksum is None else (checksum, frame)
+            carried = timed(timings, "infer", lambda: self.carry(image, drawn, axis, beyond, progress, kept_as))
         prediction = self._assemble(Path(path), Path(labels), image, carried, frame, timings)
         left = not_carried(drawn.numpy(), prediction.labels, _grid_of(image).axes[carried.axis], beyond)
         if left:

@@ -19,7 +19,7 @@ from dinomed.bundle.running import bundle_version
 from dinomed.bundle.settings import read_settings
 from dinomed.errors import BundleError, InputError
 from dinomed.inferers.precision import resolve_precision
-from dinomed.predictor.loading import component_of, explained, picture_settings, timed
+from dinomed.predictor.loading import component_of, explaining, picture_settings, timed
 from dinomed.transforms.geometry import ToNetworkGridd
 from dinomed.transforms.image_labels import LabelsAtImageSized
 from dinomed.transforms.image_reading import IMAGE_SUFFIXES
@@ -104,17 +104,11 @@ class Segmentation:
         self._choose_frame(frame)
         self._inferer.progress = progress or False
         timings: dict[str, float | None] = {}
-        try:
-            with torch.no_grad():
-                item = timed(timings, "load", lambda: self._preprocessing({"image": str(path)}, end=1))
-                item = timed(timings, "preprocess", lambda: self._preprocessing(item, start=1))
-                item["pred"] = timed(timings, "infer", lambda: self._infer(item["image"]))
-                labels = timed(timings, "labels", lambda: self._decide(item)["pred"])
-        except (RuntimeError, MemoryError) as error:
-            reason = explained(error, path, self.device)
-            if reason is None:
-                raise
-            raise reason from None
+        with explaining(path, self.device), torch.no_grad():
+            item = timed(timings, "load", lambda: self._preprocessing({"image": str(path)}, end=1))
+            item = timed(timings, "preprocess", lambda: self._preprocessing(item, start=1))
+            item["pred"] = timed(timings, "infer", lambda: self._infer(item["image"]))
+            labels = timed(timings, "labels", lambda: self._decide(item)["pred"])
         del item["pred"]  # the probabilities of all classes, the largest thing here
         image = item["image"]
         if self.takes_pictures:

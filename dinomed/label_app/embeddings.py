@@ -13,20 +13,20 @@ from torch.nn import functional
 
 from dinomed.bundle.config import config_file, read_configs, resolve
 from dinomed.data.features import FeatureExtractor, FeatureSettings, choose_slices
-from dinomed.errors import BundleError, DinomedError, InputError
+from dinomed.data.series_checks import MARK_DIGITS, content_mark
+from dinomed.errors import BundleError, DinomedError
 from dinomed.handlers.whole_files import write_file
 from dinomed.inferers.planes import slice_inputs
 from dinomed.label_app.models import LabelModel
 from dinomed.networks.backbones import TimmBackbone
 from dinomed.predictor.loading import explaining
-from dinomed.transforms.provenance import file_sha256, scan_sha256
+from dinomed.transforms.provenance import file_sha256
 
 SLICES = 16
 """Axial slices that a scan is known by, spread from end to end."""
 SIDE = 160
 """Pixels of their sides."""
 AXIAL = 2
-DIGITS = 20
 
 Vector = npt.NDArray[np.float32]
 
@@ -93,14 +93,8 @@ class Embeddings:
 
     def _entry(self, model: LabelModel, scan: str | Path) -> Path:
         if model.name not in self._backbones:
-            self._backbones[model.name] = file_sha256(model.shipped)[:DIGITS]
-        try:
-            content = scan_sha256(Path(scan))
-        except OSError as error:
-            raise InputError(f"{scan} cannot be read ({error.strerror}); check the file and your rights") from error
-        if content is None:
-            raise InputError(f"{scan}: the voxels that its header names are not there; copy the scan again")
-        return self.folder / model.name / self._backbones[model.name] / f"{content[:DIGITS]}.f4"
+            self._backbones[model.name] = file_sha256(model.shipped)[:MARK_DIGITS]
+        return self.folder / model.name / self._backbones[model.name] / f"{content_mark(scan)}.f4"
 
 
 def _square(slices: Tensor, air: float) -> Tensor:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinomed.errors import DinomedError, InputError
+from dinomed.data.series_checks import MARK_DIGITS, content_mark
+from dinomed.errors import DinomedError
 from dinomed.handlers.whole_files import write_file
 from dinomed.label_app.models import LabelModel
 from dinomed.transforms.prediction import Prediction
-from dinomed.transforms.provenance import scan_sha256, to_json
+from dinomed.transforms.provenance import to_json
 from dinomed.transforms.volumes import write_labels
-
-DIGITS = 20
-"""Of a checksum that name a file."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +82,13 @@ class Predictions:
 
     def forget_others(self, model: LabelModel) -> None:
         """Remove what was made with other weights."""
-        current = model.weights_sha256()[:DIGITS]
+        current = model.weights_sha256()[:MARK_DIGITS]
         for folder in (self.folder / model.name).glob("*"):
             if folder.name != current:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _entry(self, model: LabelModel, scan: str | Path) -> Path:
-        try:
-            content = scan_sha256(Path(scan))
-        except OSError as error:
-            raise InputError(f"{scan} cannot be read ({error.strerror}); check the file and your rights") from error
-        if content is None:
-            raise InputError(f"{scan}: the voxels that its header names are not there; copy the scan again")
-        return self.folder / model.name / model.weights_sha256()[:DIGITS] / content[:DIGITS]
+        return self.folder / model.name / model.weights_sha256()[:MARK_DIGITS] / content_mark(scan)
 
 
 def facts_of(prediction: Prediction) -> dict[str, Any]:

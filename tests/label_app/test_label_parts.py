@@ -12,9 +12,10 @@ import torch
 from monai.transforms import Compose
 from tiny_bundle import LABELS, NAME, make_bundle, make_scan, make_state
 
-from dinomed.errors import BundleError
+from dinomed.data.series_checks import content_mark
+from dinomed.errors import BundleError, InputError
 from dinomed.label_app.__main__ import main
-from dinomed.label_app.embeddings import least_like
+from dinomed.label_app.embeddings import Embeddings, least_like
 from dinomed.label_app.finetuning import split_preprocessing, start, window_side
 from dinomed.label_app.models import find_models
 from dinomed.label_app.predictions import Predicted, Predictions
@@ -101,6 +102,23 @@ def test_predictions_are_kept_by_weights_and_new_weights_are_taken_at_once(
     json.dumps(second.facts, allow_nan=False)
     model.fine_tuned.unlink()
     assert model.weights_sha256() == shipped
+
+
+def test_what_is_kept_of_a_scan_is_found_under_its_mark_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DINOMED_BUNDLES", str(make_bundle(tmp_path / "bundles").parent))
+    model = find_models(tmp_path / "model", "cpu")[NAME]
+    scan = make_scan(tmp_path / "scan.nii.gz")
+    kept = Predictions(tmp_path / "predictions").make(model, scan)
+    assert kept.labels.name == f"{content_mark(scan)}.nii.gz"
+    renamed = shutil.copy(scan, tmp_path / "renamed.nii.gz")
+    assert Predictions(tmp_path / "predictions").known(model, renamed) == kept
+    (tmp_path / "lost.mhd").write_text("ObjectType = Image\nNDims = 3\nElementDataFile = gone.raw\n")
+    for store in (Predictions(tmp_path / "predictions"), Embeddings(tmp_path / "embeddings")):
+        for name, words in (("none.nii.gz", "cannot be read"), ("lost.mhd", "voxels in files that are not found")):
+            with pytest.raises(InputError, match=f"{name} .*{words}"):
+                store.known(model, tmp_path / name)
 
 
 def test_the_workspace_lies_beside_the_scans_unless_named(tmp_path: Path) -> None:

@@ -110,8 +110,10 @@ def draw_map(
         OSError: If the file cannot be written.
     """
     height_in, width_in = _panel_inches(slices[0].hu.shape, pixel_mm)
-    gap, top, bar = 0.34, 0.72, 1.25
+    gap, bar = 0.34, 1.25
     total_w = max(2 * width_in + 0.1 + bar, LEAST_INCHES)
+    above = _subtitle(text, int(total_w * 13))
+    top = 0.56 + LINE_INCHES * len(above)
     lines = _explanation(kind, text, int(total_w * 16))
     bottom = 0.62 + LINE_INCHES * len(lines)
     total_h = len(slices) * (height_in + gap) + top + bottom
@@ -126,8 +128,9 @@ def draw_map(
             draw_slice(axes, each, pixel_mm)
         _overlay(panels[1], each, pixel_mm, colours, scale, kind.signed)
         panels[0].text(0.04, 1.02, shortened(each.heading, 60), transform=panels[0].transAxes, va="bottom", **SMALL)
-    figure.text(0.02, 1 - 0.30 / total_h, shortened(text.title, 62), color=INK, fontsize=13, fontweight="bold")
-    figure.text(0.02, 1 - 0.56 / total_h, f"{shortened(text.case, 30)}   {shortened(text.about, 90)}", **SMALL)
+    title = shortened(text.title, int(total_w * 7))
+    figure.text(0.02, 1 - 0.30 / total_h, title, color=INK, fontsize=13, fontweight="bold")
+    figure.text(0.02, 1 - 0.42 / total_h, "\n".join(above), **SMALL | {"va": "top", "linespacing": 1.25})
     tall_in = 0.94 * height_in
     axes = figure.add_axes(
         ((2 * width_in + 0.25) / total_w, (bottom + 0.03 * height_in) / total_h, 0.16 / total_w, tall_in / total_h)
@@ -138,6 +141,11 @@ def draw_map(
     figure.text(0.02, 0.14 / total_h, NOTICE, color=INK, fontsize=9, fontweight="bold")
     figure.text(0.98, 0.14 / total_h, VIEW, ha="right", **SMALL | {"fontsize": 8})
     save_picture(figure, path)
+
+
+def _subtitle(text: MapText, width: int) -> list[str]:
+    """Say in lines of `width` letters whose map it is, and how much one value stands for."""
+    return [shortened(text.case, 60)] + [shortened(line, width) for line in textwrap.wrap(text.about, width)]
 
 
 def _explanation(kind: MapKind, text: MapText, width: int) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dinomed.errors import InputError, OutputError
-from dinomed.transforms import classification_files
+from dinomed.transforms import classification_files, heat_map_picture
 from dinomed.transforms.classification_results import Classification, SimilarityMap, choose_reference
 from dinomed.transforms.heat_map_picture import MapText, ShownSlice, draw_map, map_scale
 from dinomed.transforms.heat_maps import HEAT_MAP_KINDS, HeatMap, canonical_positions, heat_volume, slice_grid
@@ -316,6 +316,30 @@ def test_pictures_are_in_radiological_view_at_true_proportions(tmp_path: Path) -
     assert height == pytest.approx(width, rel=0.12)
     assert np.median(bright[:, 1]) < panel.shape[1] / 2, "the patient's right is on the left"
     assert np.median(bright[:, 0]) < panel.shape[0] / 2
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 12)])
+def test_all_words_fit_the_picture_of_a_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    figures = []
+    monkeypatch.setattr(heat_map_picture, "save_picture", lambda figure, _: figures.append(figure))
+    label = "intraparenchymal_hemorrhage_with_oedema"
+    about = f"whole scan: {label} calibrated probability 0.90, one value 12.8 x 12.8 mm, window 25.6 x 25.6 mm"
+    text = MapText("HEAD_CT_WITHOUT_CONTRAST_" * 5, f"Similarity: {label}", about, "fall of the score", left_out=12)
+    values = np.zeros(shape, np.float32)
+    kind = HEAT_MAP_KINDS["occlusion"]
+    draw_map(tmp_path / "a.png", [ShownSlice(values, "slice 1 of 0..9", values)], (3, 3), (-1, 1), kind, text)
+    (figure,) = figures
+    size = figure.bbox.size
+    boxes = [each.get_window_extent() for each in figure.texts]
+    assert all(box.x0 > 0 and box.x1 < size[0] and box.y0 > 0 and box.y1 < size[1] for box in boxes)
+    written = " ".join(each.get_text() for each in figure.texts)
+    assert about in " ".join(written.split())
+    heading = figure.axes[0].texts[-1].get_window_extent()
+    assert heading.y1 < min(box.y0 for box in boxes[:2]), "the words above the slices do not touch their headings"
+    first, second = boxes[:2]
+    assert second.y1 <= first.y0
 
 
 def test_labels_and_cases_with_formula_signs_are_drawn(scan: Path, tmp_path: Path) -> None:

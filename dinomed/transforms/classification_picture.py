@@ -56,7 +56,9 @@ def draw_classification(classification: Classification, image: npt.NDArray[Any],
         axes.set_title(shortened(f"{each.rank}. {slice_heading(classification, each.index, main)}", 48), **SMALL)
     if warnings := classification.warnings:
         more = f" (and {len(warnings) - 1} more in summary.json)" if len(warnings) > 1 else ""
-        figure.text(0.988, 0.955, shortened(warnings[0], 90) + more, color="#F0E442", fontsize=9, ha="right")
+        lines = textwrap.wrap(warnings[0] + more, 90, max_lines=3, placeholder=" …")
+        said = "\n".join(shortened(line, 90) for line in lines)
+        figure.text(0.988, 0.975, said, color="#F0E442", fontsize=9, ha="right", va="top")
     figure.text(0.012, 0.022, NOTICE, color=INK, fontsize=10, fontweight="bold")
     figure.text(0.988, 0.022, VIEW, ha="right", **SMALL)
     save_picture(figure, path)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dinomed.errors import InputError, OutputError
-from dinomed.transforms import classification_files, heat_map_picture
+from dinomed.transforms import classification_files, classification_picture, heat_map_picture
 from dinomed.transforms.classification_results import Classification, SimilarityMap, choose_reference
 from dinomed.transforms.heat_map_picture import MapText, ShownSlice, draw_map, map_scale
 from dinomed.transforms.heat_maps import HEAT_MAP_KINDS, HeatMap, canonical_positions, heat_volume, slice_grid
@@ -340,6 +340,24 @@ def test_all_words_fit_the_picture_of_a_map(
     assert heading.y1 < min(box.y0 for box in boxes[:2]), "the words above the slices do not touch their headings"
     first, second = boxes[:2]
     assert second.y1 <= first.y0
+
+
+def test_the_first_warning_is_written_whole(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(classification_picture, "save_picture", lambda figure, _: figures.append(figure))
+    warning = (
+        "unlike every scan that the head was trained on (distance 3.8, theirs at most 2.5): another body part, kind of "
+        "scan or scanner; its probabilities mean little"
+    )
+    case = classify(scan, case="head_without_contrast", warnings=(warning, "b"))
+    classification_picture.draw_classification(case, read_volume(scan).array, tmp_path / "a.png")
+    (figure,) = figures
+    (said,) = (each for each in figure.texts if each.get_text().startswith("unlike"))
+    assert " ".join(said.get_text().split()) == f"{warning} (and 1 more in summary.json)"
+    box, name = said.get_window_extent(), figure.texts[0].get_window_extent()
+    assert name.x1 < box.x0
+    assert box.x1 < figure.bbox.x1
+    assert figure.axes[1].get_window_extent().y1 < box.y0 < box.y1 < figure.bbox.y1
 
 
 def test_labels_and_cases_with_formula_signs_are_drawn(scan: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 from collections.abc import Hashable, Mapping, Sequence
@@ -18,24 +17,22 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from dinomed.bundle.head_checkpoint import HeadAbout
+from dinomed.bundle.scan_maps import CELL_PX, ScanMaps
 from dinomed.data.familiarity import distance_to_known
 from dinomed.data.features import FeatureExtractor, pool_slices
 from dinomed.errors import InputError
 from dinomed.handlers.timings import StageTimes
-from dinomed.networks.attention_maps import attention_rollout, occlusion, patch_similarity, token_gradients
-from dinomed.networks.backbones import LayerTokens, ViTBackbone
+from dinomed.networks.backbones import ViTBackbone
 from dinomed.networks.bags import BagHead
-from dinomed.networks.classifier import join_features
-from dinomed.transforms.classification_results import Classification, SimilarityMap, check_reference, choose_reference
-from dinomed.transforms.heat_maps import HEAT_MAP_KINDS, HeatMap, canonical_positions, pixel_mm, slice_grid
+from dinomed.transforms.classification_results import Classification
+from dinomed.transforms.heat_map_kinds import HEAT_MAP_KINDS
+from dinomed.transforms.heat_maps import canonical_positions, pixel_mm, slice_grid
 from dinomed.transforms.hounsfield import TO_HU, hounsfield_doubt
 from dinomed.transforms.report import RunInfo, describe_run
-from dinomed.transforms.slice_boxes import SliceBox
+from dinomed.transforms.similarity_map import choose_reference
 from dinomed.transforms.volume_folders import case_name
 from dinomed.transforms.volume_reading import Grid, read_grid, read_volume
 
-CELL_PX = 16
-WINDOW_PX = 32
 FEW_SLICES = 5
 ANY = "any"
 OF_EACH_SLICE = (
@@ -171,9 +168,10 @@ class ScanClassifier:
             columns, rows, _ = view.shape
             box = self.extractor.slice_box((rows, columns), pixel_mm(answer["grid"]))
             images = self.extractor.seen_slices(view[:, :, positions], pixel_mm(answer["grid"]))
-            extra["maps"] = tuple(self._map(kind, label, images, box, native) for kind in kinds)
+            maps = ScanMaps(self.network, self.head, self.extractor)
+            extra["maps"] = tuple(maps.heat_map(kind, label, images, box, native) for kind in kinds)
             if reference is not None:
-                extra["similarity"] = self._similarity(reference, images[:1], box, int(native[0]))
+                extra["similarity"] = maps.similarity(reference, images[:1], box, int(native[0]))
         made = Classification(
             **answer,
             **extra,
@@ -209,43 +207,6 @@ class ScanClassifier:
                 f"no threshold could be chosen in training for {', '.join(missing)}, so nothing is decided there"
             )
         return tuple(words)
-
-    def _logit(self, class_token: Tensor, patch_map: Tensor, label: str) -> Tensor:
-        """Logit of a label for slices by themselves, from the tokens of the last layer."""
-        tokens = LayerTokens(patch_map.float(), class_token.float(), class_token[:, None, :0])
-        vectors = join_features(tokens, self.extractor.slice_features)
-        return self._of_vectors(vectors, label)
-
-    def _of_vectors(self, vectors: Tensor, label: str) -> Tensor:
-        return self.network.instance_logits(vectors[:, None])[:, 0, self.head.labels.index(label)]
-
-    def _map(self, kind: str, label: str, images: Tensor, box: SliceBox, native: npt.NDArray[np.int64]) -> HeatMap:
-        backbone = self.extractor.backbone
-        size = (images.shape[-2], images.shape[-1])
-        shared: dict[str, Any] = {"slice_indices": native, "image_size": size, "cell_px": CELL_PX, "box": box}
-        if kind == "rollout":
-            values = attention_rollout(backbone, images)
-            return HeatMap(kind, None, values=_array(values), patch_px=CELL_PX, **shared)
-        if kind == "gradient":
-            values = token_gradients(backbone, lambda token, patches: self._logit(token, patches, label), images)
-            return HeatMap(kind, label, values=_array(values), patch_px=CELL_PX, unit="logit", **shared)
-        air = self.extractor.air.flatten().tolist()
-        device = next(self.network.parameters()).device
-
-        def score(hidden: Tensor) -> Tensor:
-            return self._of_vectors(torch.from_numpy(self.extractor.embed(hidden)).to(device), label).cpu()
-
-        values = occlusion(score, images.cpu(), WINDOW_PX, CELL_PX, fill=air, batch_size=4 * self.extractor.batch_size)
-        return HeatMap(kind, label, values=_array(values), patch_px=WINDOW_PX, unit="logit", **shared)
-
-    @torch.no_grad()
-    def _similarity(self, reference: str, image: Tensor, box: SliceBox, index: int) -> SimilarityMap:
-        patch_map = self.extractor.backbone.forward_last(image).patch_map
-        row, column = choose_reference(reference, patch_map.shape[-2], patch_map.shape[-1])
-        cell = math.ceil(image.shape[-1] / patch_map.shape[-1])
-        check_reference(row, column, box, cell)
-        values = patch_similarity(patch_map, row, column)[0]
-        return SimilarityMap(row, column, index, _array(values), (image.shape[-2], image.shape[-1]), cell, box)
 
 
 def contradictions(answer: Classification) -> tuple[str, ...]:
@@ -321,11 +282,6 @@ def _from_one(name: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise InputError(f"{name} must be a whole number from 1 on, not {value!r}")
     return value
-
-
-def _array(values: Tensor) -> Array:
-    array: Array = values.detach().float().cpu().numpy()
-    return array
 
 
 def _peak_memory() -> int | None:

@@ -183,7 +183,7 @@ def _has(found: dict[str, Any], request: dict[str, Any]) -> bool:
         return wanted <= maps and reference is None
     place = similarity["reference"]
     rows, columns = similarity["cells"]
-    from dinomed.transforms.classification_results import choose_reference
+    from dinomed.transforms.similarity_map import choose_reference
 
     return wanted <= maps and (place["row"], place["col"]) == choose_reference(reference, rows, columns)
 

@@ -20,9 +20,9 @@ from dinomed.transforms.classification_picture import (
     draw_classification,
     slice_heading,
 )
+from dinomed.transforms.heat_map_kinds import SIMILARITY
 from dinomed.transforms.heat_map_picture import MapText, ShownSlice, draw_map, map_scale
 from dinomed.transforms.heat_maps import (
-    SIMILARITY,
     FloatArray,
     HeatMap,
     extent_mm,
@@ -35,11 +35,12 @@ from dinomed.transforms.heat_maps import (
 )
 from dinomed.transforms.provenance import scan_sha256, software_versions, to_json
 from dinomed.transforms.report import NOTICE, to_text
+from dinomed.transforms.similarity_map import SimilarityMap
 from dinomed.transforms.volume_checks import shown
 from dinomed.transforms.volume_reading import read_volume
 
 if TYPE_CHECKING:
-    from dinomed.transforms.classification_results import Classification, SimilarityMap, TopSlice
+    from dinomed.transforms.classification_results import Classification, TopSlice
 
 SCHEMA = "dinomed-classification-1"
 STALE = r"heat_[\w.-]+\.(?:npy|png|nii\.gz)|similarity_map\.(?:npy|png)"

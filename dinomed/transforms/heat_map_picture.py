@@ -22,7 +22,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dinomed.transforms.heat_maps import MapKind
+from dinomed.transforms.heat_map_kinds import MapKind
 from dinomed.transforms.picture import HALO, NOTICE, shortened
 
 WINDOW_CENTRE_HU, WINDOW_WIDTH_HU = 40.0, 80.0

@@ -14,11 +14,13 @@ from PIL import Image
 
 from dinomed.errors import InputError, OutputError
 from dinomed.transforms import classification_files, classification_picture, heat_map_picture
-from dinomed.transforms.classification_results import Classification, SimilarityMap, choose_reference
+from dinomed.transforms.classification_results import Classification
+from dinomed.transforms.heat_map_kinds import HEAT_MAP_KINDS
 from dinomed.transforms.heat_map_picture import MapText, ShownSlice, draw_map, map_scale
-from dinomed.transforms.heat_maps import HEAT_MAP_KINDS, HeatMap, canonical_positions, heat_volume, slice_grid
+from dinomed.transforms.heat_maps import HeatMap, canonical_positions, heat_volume, slice_grid
 from dinomed.transforms.provenance import scan_sha256
 from dinomed.transforms.report import RunInfo
+from dinomed.transforms.similarity_map import SimilarityMap, choose_reference
 from dinomed.transforms.volume_reading import read_grid, read_volume
 
 LABELS = ("any", "epidural", "subdural")

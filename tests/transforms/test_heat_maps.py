@@ -13,10 +13,8 @@ import torch
 from dinomed.data.features import FeatureExtractor, FeatureSettings
 from dinomed.errors import InputError, OutputError
 from dinomed.networks import create_backbone
-from dinomed.transforms.classification_results import check_reference
+from dinomed.transforms.heat_map_kinds import HEAT_MAP_KINDS, SIMILARITY
 from dinomed.transforms.heat_maps import (
-    HEAT_MAP_KINDS,
-    SIMILARITY,
     HeatMap,
     canonical_positions,
     extent_mm,
@@ -27,6 +25,7 @@ from dinomed.transforms.heat_maps import (
     upright_values,
     write_heat_volume,
 )
+from dinomed.transforms.similarity_map import check_reference
 from dinomed.transforms.slice_boxes import SliceBox
 from dinomed.transforms.volume_reading import Grid, read_grid, read_volume
 

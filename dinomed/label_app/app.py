@@ -21,6 +21,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from dinomed import __version__
 from dinomed.errors import DinomedError, InputError
+from dinomed.label_app.client_values import check_name
 from dinomed.label_app.embeddings import Embeddings
 from dinomed.label_app.infer import Propagate, Segment
 from dinomed.label_app.models import find_models
@@ -28,7 +29,7 @@ from dinomed.label_app.predictions import Predictions
 from dinomed.label_app.scoring import Dice
 from dinomed.label_app.strategies import Coverage, First, Random, Uncertainty
 from dinomed.label_app.studies import Studies
-from dinomed.label_app.submissions import named
+from dinomed.label_app.submissions import EmptyLabelsError, named
 from dinomed.label_app.training import FineTune
 from dinomed.label_app.workspace import workspace_of
 
@@ -53,7 +54,7 @@ class MyApp(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         if studies.startswith(("http://", "https://")):
             raise InputError(f"{studies}: scans are served from a folder only; name one with --studies")
-        workspace = workspace_of(app_dir, studies)
+        self.workspace = workspace = workspace_of(app_dir, studies)
         self.models = find_models(workspace / "model", str((conf or {}).get("device", "auto")))
         if not self.models:
             raise InputError(
@@ -153,18 +154,21 @@ class MyApp(MONAILabelApp):
         studies: Studies = datastore or self.datastore()
         task = self.known("model", str(request.get("model")), self._infers)
         image = str(request.get("image", ""))
+        if not image:
+            raise ImageNotFoundException("there is no such session (one ends after an hour); send the scan again")
         path = studies.get_image_uri(image)
         if not path and not (os.path.isabs(image) and os.path.exists(image)):
             raise ImageNotFoundException(f"there is no scan {image!r} in the folder of scans")
         asked = {**copy.deepcopy(dict(request)), "image": path or image}
-        with named(image, "the scan"):
+        tag = str(request.get("label_tag", DefaultLabelTag.ORIGINAL.value))
+        check_name(tag, "a tag")
+        with named(asked["image"], "the scan"):
             file, params = task(asked)
         label = file
         if path and request.get("save_label"):
-            tag = str(request.get("label_tag", DefaultLabelTag.ORIGINAL.value))
             try:
                 label = studies.save_label(image, file, tag, {"model": request["model"], "params": params})
-            except InputError as error:  # nothing was found, and an empty map is not kept
+            except EmptyLabelsError as error:
                 logger.warning("the answer for %s is not kept: %s", image, error)
         return {"label": label, "tag": DefaultLabelTag.ORIGINAL, "file": file, "params": params}
 
@@ -183,7 +187,7 @@ class MyApp(MONAILabelApp):
         """Score what the model had answered, if it was asked for this scan."""
         try:
             return {"score": self._dice.score(image_id, self.datastore(), only_known=True)}
-        except DinomedError as error:
+        except (DinomedError, ImageNotFoundException) as error:
             logger.warning("%s is not scored: %s", image_id, error)
             return {}
 

@@ -54,7 +54,7 @@ class Predictions:
         Raises:
             InputError: If the scan cannot be read.
         """
-        entry = self._entry(model, scan)
+        entry = self._entry(model, model.weights_sha256(), content_mark(scan))
         labels, facts = (entry.with_name(entry.name + ending) for ending in (".nii.gz", ".json"))
         try:
             return Predicted(labels, json.loads(facts.read_text(encoding="utf-8"))) if labels.is_file() else None
@@ -70,10 +70,12 @@ class Predictions:
         found = self.known(model, scan)
         if found is not None:
             return found
-        entry = self._entry(model, scan)
+        mark = content_mark(scan)
         prediction = model.predictor().segment(scan)
         if not isinstance(prediction, Prediction):
             raise DinomedError(f"the bundle {model.name} is for pictures")
+        used = prediction.run.weights_sha256 or model.weights_sha256()  # a training may have ended meanwhile
+        entry = self._entry(model, used, mark)
         labels, facts = entry.with_name(f"{entry.name}.nii.gz"), facts_of(prediction)
         entry.parent.mkdir(parents=True, exist_ok=True)
         write_labels(prediction.labels, prediction.grid, labels)
@@ -87,8 +89,8 @@ class Predictions:
             if folder.name != current:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _entry(self, model: LabelModel, scan: str | Path) -> Path:
-        return self.folder / model.name / model.weights_sha256()[:MARK_DIGITS] / content_mark(scan)
+    def _entry(self, model: LabelModel, weights_sha256: str, mark: str) -> Path:
+        return self.folder / model.name / weights_sha256[:MARK_DIGITS] / mark
 
 
 def facts_of(prediction: Prediction) -> dict[str, Any]:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from monailabel.endpoints import datastore, infer
 from monailabel.interfaces.exception import (
     ImageNotFoundException,
     LabelNotFoundException,
@@ -20,6 +27,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.middleware.cors import CORSMiddleware
 
 from dinomed.errors import InputError
+from dinomed.label_app.client_values import read_object
 from dinomed.label_app.strategies import NoScanLeftError
 
 if TYPE_CHECKING:
@@ -30,19 +38,28 @@ logger = logging.getLogger(__name__)
 TRAINING_RUNS = "a training is running; wait for its end (GET /train/) or stop it (DELETE /train/)"
 WAITING = ("SUBMITTED", "RUNNING")
 CLIENTS_FAULT = ("neither image nor file", "dicom seg format is not supported")
+WITH_SETTINGS = ("activelearning", "scoring", "batch", "train")
+"""Paths whose requests hold a JSON object."""
 
 
 def install(server: FastAPI, app: MyApp) -> None:
     """Teach a server to refuse; it may have begun to serve."""
-    kinds = (MONAILabelException, InputError, NoScanLeftError, HTTPException, json.JSONDecodeError, Exception)
-    for kind in kinds:
-        server.add_exception_handler(kind, _answer)
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return _answer(error, app)
+
+    own = (InputError, NoScanLeftError)
+    for kind in (MONAILabelException, *own, HTTPException, RequestValidationError, shutil.ReadError, Exception):
+        server.add_exception_handler(kind, answer)
+    for endpoints in (datastore, infer):  # what they read so is clients' settings and facts
+        endpoints.json = SimpleNamespace(loads=read_object, dumps=json.dumps)
+    infer.binary_to_image = _refuse_bare_numbers
 
     async def check(request: Request, call_next: RequestResponseEndpoint) -> Response:
         try:
             await _check(request, app)
         except (HTTPException, MONAILabelException, InputError, ValueError) as error:
-            return await _answer(request, error)
+            return _answer(error, app)
         return await call_next(request)
 
     # MONAI Label lets every web page that a browser shows read its scans; viewers are no web pages.
@@ -52,37 +69,63 @@ def install(server: FastAPI, app: MyApp) -> None:
     server.middleware_stack = None  # made anew, with these, at the next request
 
 
-async def _answer(_: Request, error: Exception) -> Response:
+def _answer(error: Exception, app: MyApp) -> Response:
     """Turn an error into status and sentence."""
     if isinstance(error, NoScanLeftError):  # viewers take an answer without a scan for the end
         return JSONResponse({"message": str(error)})
     status, detail = _status(error)
     if status >= 500:
         logger.error("a request failed", exc_info=error)
-    return JSONResponse({"detail": detail}, status_code=status)
+    return JSONResponse({"detail": _without_folders(detail, app)}, status_code=status)
 
 
-def _status(error: Exception) -> tuple[int, Any]:
+def _status(error: Exception) -> tuple[int, str]:
     if isinstance(error, HTTPException):
         at_fault = str(error.detail).lower().startswith(CLIENTS_FAULT)
-        return (400 if at_fault else error.status_code), error.detail
+        return (400 if at_fault else error.status_code), str(error.detail)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return 400, f"{' '.join(map(str, first['loc']))} cannot be used: {first['msg']}"
     if isinstance(error, (ImageNotFoundException, LabelNotFoundException)):
-        return 404, error.msg
+        return 404, str(error.msg)
     if isinstance(error, MONAILabelException):
         wrong = error.error in (MONAILabelError.INVALID_INPUT, MONAILabelError.APP_INIT_ERROR)
-        return (404 if wrong else 500), error.msg
-    if isinstance(error, json.JSONDecodeError):
-        return 400, f"params is no JSON ({error}); send an object such as {{}}"
+        return (404 if wrong else 500), str(error.msg)
+    if isinstance(error, shutil.ReadError):
+        return 400, "what was sent cannot be unpacked; send a ZIP or TAR archive, or a scan without uncompress"
     if isinstance(error, InputError):
         return 400, str(error)
     return 500, f"the server failed ({type(error).__name__}: {error}); its log says where"
 
 
+def _without_folders(sentence: str, app: MyApp) -> str:
+    """Leave out in which folders files lie here."""
+    folders = [app.studies, app.workspace, tempfile.gettempdir(), *(model.root.parent for model in app.models.values())]
+    for folder in sorted((str(Path(folder).resolve()) for folder in folders), key=len, reverse=True):
+        sentence = sentence.replace(f"{folder}{os.sep}", "")
+    return sentence
+
+
+def _refuse_bare_numbers(image: str, label: str) -> str:
+    raise InputError("a label map of bare numbers (.bin) says not where it lies; send it as NIfTI or NRRD")
+
+
+async def _settings(request: Request) -> dict[str, Any]:
+    """Read the JSON object of a request, which may be left out."""
+    body = await request.body()
+    return {} if body.strip() in (b"", b"null") else read_object(body, "what was sent")
+
+
 async def _check(request: Request, app: MyApp) -> None:
-    """Refuse what MONAI Label would begin in the background, to fail there."""
+    """Refuse what MONAI Label would fail at, or begin in the background to fail there."""
     parts = [part for part in request.url.path.split("/") if part]
+    if parts[:1] == ["proxy"]:
+        raise HTTPException(404, "scans are served from a folder; there is no DICOMweb server behind this one")
+    if parts[:2] == ["logs", "gpu"] and shutil.which("nvidia-smi") is None:
+        raise HTTPException(404, "nvidia-smi, which tells of GPUs, is not installed where the server runs")
     if request.method != "POST" or not parts:
         return
+    settings = await _settings(request) if parts[0] in WITH_SETTINGS else {}
     if parts[0] == "scoring" and len(parts) > 1:
         app.known("scoring method", parts[1], app.scoring_methods)
     if parts[:2] == ["batch", "infer"] and len(parts) > 2:
@@ -92,8 +135,4 @@ async def _check(request: Request, app: MyApp) -> None:
             raise InputError("a training within the request would stop the server; leave run_sync out")
         if any(task["status"] in WAITING for task in tasks("train")):
             raise HTTPException(429, TRAINING_RUNS)
-        body = await request.body()
-        params = json.loads(body) if body.strip() else {}
-        if not isinstance(params, dict | None):
-            raise InputError("the settings of a training must be an object, such as {}")
-        app.check_training(parts[1] if len(parts) > 1 else None, params or {})
+        app.check_training(parts[1] if len(parts) > 1 else None, settings)

@@ -6,8 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import nibabel
+import numpy as np
 import torch
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from dinomed.errors import DinomedError
@@ -15,7 +18,6 @@ from dinomed.label_app.models import LabelModel
 from dinomed.label_app.predictions import Predictions
 from dinomed.label_app.studies import Studies
 from dinomed.metrics.overlap import confusion_matrix, dice_scores
-from dinomed.transforms.volumes import read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class Dice(ScoringMethod):
         for image_id in sorted(datastore.get_labeled_images()):
             try:
                 scored[image_id] = self.score(image_id, datastore)
-            except DinomedError as error:
+            except (DinomedError, ImageNotFoundException) as error:
                 logger.warning("%s is not scored: %s", image_id, error)
         return scored
 
@@ -47,17 +49,17 @@ class Dice(ScoringMethod):
             only_known: Whether to leave it where the model has not been asked for the scan yet.
 
         Raises:
-            DinomedError: If the scan or the label cannot be read.
+            ImageNotFoundException: If there is no such scan.
+            DinomedError: If the scan or the label cannot be read, or the label is none of the model's.
         """
-        tag = DefaultLabelTag.FINAL.value
-        named = datastore.get_label_info(image_id, tag).get("model")
+        named = datastore.get_label_info(image_id, DefaultLabelTag.FINAL.value).get("model")
         model = self.models.get(str(named)) or next(iter(self.models.values()))
         scan = datastore.scan(image_id)
         predicted = self.predictions.known(model, scan) if only_known else self.predictions.make(model, scan)
         if predicted is None:
             return None
-        maps = [read_volume(path).array for path in (predicted.labels, datastore.get_label_uri(image_id, tag))]
-        found, wanted = (torch.from_numpy(array.astype("uint8")) for array in maps)
+        found = torch.from_numpy(np.asarray(nibabel.load(predicted.labels).dataobj))  # it may be empty
+        wanted = torch.from_numpy(datastore.submitted(image_id, model))
         scores = dice_scores(confusion_matrix(found, wanted, max(model.label_names) + 1))[1:]
         by_label = {
             name: round(float(scores[value - 1]), 4)
@@ -66,5 +68,5 @@ class Dice(ScoringMethod):
         }
         mean = round(sum(by_label.values()) / len(by_label), 4) if by_label else None
         facts = {"dice": mean, "dice_by_label": by_label, "dice_model": model.name}
-        datastore.update_image_info(image_id, {**facts, "dice_weights": model.weights_sha256()})
+        datastore.update_image_info(image_id, {**facts, "dice_weights": predicted.facts["weights_sha256"]})
         return facts

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from dinomed.errors import DinomedError, InputError
@@ -77,37 +78,53 @@ class _OfModel(Strategy):
         """The model that the request names, or the first."""
         name = request.get("model") or next(iter(self.models))
         name = name[0] if isinstance(name, list) else name
-        if name not in self.models:
+        if not isinstance(name, str) or name not in self.models:
             raise InputError(f"model is {name!r}; choose from {', '.join(self.models)}")
         return self.models[name]
 
     def look(
-        self, names: list[str], request: Mapping[str, Any], known: Callable[[str], Any], make: Callable[[str], Any]
+        self,
+        names: list[str],
+        request: Mapping[str, Any],
+        known: Callable[[str], Any],
+        make: Callable[[str], Any],
+        labelled: Sequence[str] = (),
     ) -> dict[str, Any]:
         """What is known of scans: of all that were looked at before, and of as many more as the time allows.
 
+        Args:
+            names: Scans to choose from; one of them is looked at whatever the time.
+            request: May hold `seconds`.
+            known: What is known of a scan.
+            make: Looks at a scan.
+            labelled: Scans to look at before them.
+
         Raises:
-            InputError: If the time is no number above 0, or none of the scans can be read.
+            DinomedError: If the time is no number above 0, or none of the scans to choose from can be read.
         """
         seconds = request.get("seconds", SECONDS)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
             raise InputError(f"seconds is {seconds!r}; give a number above 0")
         found: dict[str, Any] = {}
-        refusal: DinomedError | None = None
+        refusal: DinomedError = NoScanLeftError("the scans without a label were removed; add scans to go on")
+        reached = False
         ends = time.monotonic() + seconds
-        for name in names:
+        for name in [*labelled, *names]:
             try:
                 fact = known(name)
-                if fact is None and (not found or time.monotonic() < ends):
+                if fact is None and (time.monotonic() < ends or not (reached or name in labelled)):
                     fact = make(name)
+            except ImageNotFoundException:  # removed meanwhile
+                continue
             except DinomedError as error:
                 logger.warning("%s is left out: %s", name, error)
                 refusal = error
                 continue
             if fact is not None:
                 found[name] = fact
-        if not found:
-            raise refusal or InputError("no scan can be looked at")
+                reached = reached or name not in labelled
+        if not reached:
+            raise refusal
         return found
 
 
@@ -143,13 +160,12 @@ class Coverage(_OfModel):
         model, names = self.model_of(request), unlabelled(datastore)
         labelled = sorted(datastore.get_labeled_images())
         vectors = self.look(
-            *([*labelled, *names], request),
+            *(names, request),
             lambda name: self.embeddings.known(model, datastore.scan(name)),
             lambda name: self.embeddings.make(model, datastore.scan(name)),
+            labelled,
         )
         candidates = [name for name in names if name in vectors]
-        if not candidates:
-            raise InputError(f"in {request.get('seconds', SECONDS)} seconds no scan was reached; allow more seconds")
         reference = [vectors[name] for name in labelled if name in vectors]
         chosen, distance = least_like({name: vectors[name] for name in candidates}, reference)
         return {"id": chosen, "distance": round(distance, 4), "looked_at": len(candidates), "of": len(names)}

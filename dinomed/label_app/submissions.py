@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dinomed.errors import InputError
+from dinomed.data.series_checks import without_frames
+from dinomed.errors import InputError, VolumeError
+from dinomed.transforms.volume_checks import shown
 from dinomed.transforms.volumes import Grid, read_grid, read_volume
 
 SAME_PLACE_MM = 0.05
@@ -19,13 +21,18 @@ SAME_PLACE_MM = 0.05
 Labels = npt.NDArray[np.uint8]
 
 
+class EmptyLabelsError(InputError):
+    """A label map without a label."""
+
+
 @contextmanager
 def named(path: str | Path, what: str) -> Iterator[None]:
-    """Call a file that was sent by what it is, not by the name that it has here for the moment."""
+    """Call a file by what it is to a client, not by the path that it has here, and advise no option of a command."""
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace(str(path), what)) from error
+        sentence = str(error).replace(str(path), what).replace(shown(path), what)
+        raise type(error)(without_frames(sentence)) from error
 
 
 def check_same_grid(label: Grid, scan: Grid, what: str = "the label map") -> None:
@@ -53,17 +60,27 @@ def read_labels(path: str | Path, scan: Grid, what: str = "the label map") -> La
     """Read a label map on its scan's grid, uint8 (X, Y, Z).
 
     Raises:
-        InputError: If it cannot be read, is empty, lies on another grid, or holds other numbers than 0 to 255.
+        EmptyLabelsError: If there is no label in it.
+        InputError: If it cannot be read, lies on another grid, or holds other numbers than 0 to 255.
     """
     with named(path, what):
         check_same_grid(read_grid(path), scan, what)
-        values = read_volume(path).array
+        values = _values(path, what)
     numbers = np.rint(values)
     if not np.array_equal(numbers, values) or numbers.min() < 0 or numbers.max() > 255:
-        raise InputError(f"{what} must hold whole numbers from 0 to 255, not values from {values.min()} on")
-    if not numbers.any():
-        raise InputError(f"{what} is empty; draw or keep at least one label")
+        raise InputError(
+            f"{what} must hold whole numbers from 0 to 255, not values from {values.min():g} to {values.max():g}"
+        )
     return np.ascontiguousarray(numbers.astype(np.uint8))
+
+
+def _values(path: str | Path, what: str) -> npt.NDArray[np.float32]:
+    try:
+        return read_volume(path).array
+    except VolumeError as error:
+        if "is constant: every voxel is 0;" in str(error):
+            raise EmptyLabelsError(f"{what} is empty; draw or keep at least one label") from error
+        raise
 
 
 def numbers_by_name(label_info: Any) -> dict[int, str]:

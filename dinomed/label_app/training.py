@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.train import TrainTask
 
 from dinomed.bundle.program import run_program
@@ -23,10 +24,8 @@ from dinomed.handlers.whole_files import write_file
 from dinomed.label_app.models import LabelModel
 from dinomed.label_app.predictions import Predictions
 from dinomed.label_app.studies import Studies
-from dinomed.label_app.submissions import check_same_grid
 from dinomed.predictor.choices import choose_device
 from dinomed.transforms.provenance import file_sha256
-from dinomed.transforms.volumes import read_grid
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +99,8 @@ class FineTune(TrainTask):
             InputError: If a setting makes no sense, or there is nothing to learn from.
         """
         self.settings(params)
-        if not self._labelled(datastore):
+        if not datastore.labelled_for(self.model):
             raise InputError(f"no labels of {self.model.name} have been submitted yet; submit at least one, then train")
-
-    def _labelled(self, datastore: Studies) -> list[str]:
-        """Names of the scans with submitted labels of this bundle."""
-        tagged = {name: datastore.get_label_info(name, "final") for name in datastore.get_labeled_images()}
-        return sorted(name for name, info in tagged.items() if info.get("model", self.model.name) == self.model.name)
 
     def __call__(self, request: Mapping[str, Any], datastore: Studies) -> dict[str, Any]:
         """Train to the end, going on where a training with the same labels and settings was stopped.
@@ -168,14 +162,12 @@ class FineTune(TrainTask):
 
     def _pairs(self, datastore: Studies) -> list[dict[str, str]]:
         pairs = []
-        for name in self._labelled(datastore):
-            pair = {"image": datastore.scan(name), "label": str(datastore.get_label_uri(name, "final"))}
+        for name in datastore.labelled_for(self.model):
             try:
-                check_same_grid(read_grid(pair["label"]), read_grid(pair["image"]))
-            except InputError as error:  # laid in the folder by hand
+                datastore.submitted(name, self.model)
+                pairs.append({"image": datastore.scan(name), "label": str(datastore.get_label_uri(name, "final"))})
+            except (InputError, ImageNotFoundException) as error:  # laid in the folder by hand, or removed
                 logger.warning("%s is left out: %s", name, error)
-                continue
-            pairs.append(pair)
         if not pairs:
             raise InputError(f"no label map of {self.model.name} can be learnt from; submit at least one")
         return pairs

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dinomed.errors import InputError
-from dinomed.label_app.submissions import numbers_by_name, read_labels, to_model_labels
-from dinomed.transforms.volumes import read_grid
+from dinomed.label_app.submissions import EmptyLabelsError, named, numbers_by_name, read_labels, to_model_labels
+from dinomed.transforms.volumes import read_grid, read_volume
 
 VALUES = {"shell": 1, "core": 2}
 AFFINE = np.array([[0.0, -2, 0, 3], [1.5, 0, 0, 4], [0, 0.1, 3, -8], [0, 0, 0, 1]])
@@ -53,19 +53,37 @@ def test_labels_on_another_grid_are_refused(tmp_path: Path, drawn: np.ndarray, c
         read_labels(save(tmp_path / "label.nii.gz", labels, moved), scan)
 
 
-@pytest.mark.parametrize("value", [0.5, -1, 256])
-def test_numbers_that_are_no_labels_are_refused(tmp_path: Path, drawn: np.ndarray, value: float) -> None:
+@pytest.mark.parametrize(("value", "words"), [(0.5, "from 0 to 2"), (-1, "from -1 to 2"), (256, "from 0 to 256")])
+def test_numbers_that_are_no_labels_are_refused(tmp_path: Path, drawn: np.ndarray, value: float, words: str) -> None:
     scan = read_grid(save(tmp_path / "scan.nii.gz", drawn))
     label = drawn.astype(np.float32)
     label[0, 0, 0] = value
-    with pytest.raises(InputError, match="whole numbers from 0 to 255"):
+    with pytest.raises(InputError, match=f"whole numbers from 0 to 255, not values {words}"):
         read_labels(save(tmp_path / "label.nii.gz", label), scan)
 
 
 def test_an_empty_label_map_is_refused(tmp_path: Path, drawn: np.ndarray) -> None:
     scan = read_grid(save(tmp_path / "scan.nii.gz", drawn))
-    with pytest.raises(InputError):
+    with pytest.raises(EmptyLabelsError, match="^the label map is empty; draw or keep at least one label$"):
         read_labels(save(tmp_path / "label.nii.gz", np.zeros_like(drawn)), scan)
+
+
+def test_a_file_is_called_by_what_it_is_wherever_its_path_stands(tmp_path: Path, drawn: np.ndarray) -> None:
+    scan = save(tmp_path / "nan.nii.gz", drawn * np.float32(np.nan))
+    with pytest.raises(InputError) as said, named(scan, "the scan"):
+        read_volume(scan)
+    assert str(said.value).startswith("the scan holds ")
+    assert "numpy.nan_to_num" in str(said.value)
+    strange = save(tmp_path / "new\nline.nii.gz", drawn * 0)
+    with pytest.raises(InputError, match="^the scan is constant"), named(strange, "the scan"):
+        read_volume(strange)
+
+
+def test_a_scan_of_several_frames_gets_advice_that_helps_in_the_viewer(tmp_path: Path, drawn: np.ndarray) -> None:
+    scan = save(tmp_path / "four.nii.gz", np.stack([drawn, drawn], -1))
+    words = "^the scan is four-dimensional: it holds 2 frames; convert it to a three-dimensional volume first$"
+    with pytest.raises(InputError, match=words), named(scan, "the scan"):
+        read_volume(scan)
 
 
 def test_names_win_over_numbers(drawn: np.ndarray) -> None:

@@ -64,7 +64,7 @@ def test_numbers_that_are_no_labels_are_refused(tmp_path: Path, drawn: np.ndarra
 
 def test_an_empty_label_map_is_refused(tmp_path: Path, drawn: np.ndarray) -> None:
     scan = read_grid(save(tmp_path / "scan.nii.gz", drawn))
-    with pytest.raises(EmptyLabelsError, match="^the label map is empty; draw or keep at least one label$"):
+    with pytest.raises(EmptyLabelsError, match=r"^the label map is empty; draw or keep at least one label$"):
         read_labels(save(tmp_path / "label.nii.gz", np.zeros_like(drawn)), scan)
 
 
@@ -75,13 +75,13 @@ def test_a_file_is_called_by_what_it_is_wherever_its_path_stands(tmp_path: Path,
     assert str(said.value).startswith("the scan holds ")
     assert "numpy.nan_to_num" in str(said.value)
     strange = save(tmp_path / "new\nline.nii.gz", drawn * 0)
-    with pytest.raises(InputError, match="^the scan is constant"), named(strange, "the scan"):
+    with pytest.raises(InputError, match=r"^the scan is constant"), named(strange, "the scan"):
         read_volume(strange)
 
 
 def test_a_scan_of_several_frames_gets_advice_that_helps_in_the_viewer(tmp_path: Path, drawn: np.ndarray) -> None:
     scan = save(tmp_path / "four.nii.gz", np.stack([drawn, drawn], -1))
-    words = "^the scan is four-dimensional: it holds 2 frames; convert it to a three-dimensional volume first$"
+    words = r"^the scan is four-dimensional: it holds 2 frames; convert it to a three-dimensional volume first$"
     with pytest.raises(InputError, match=words), named(scan, "the scan"):
         read_volume(scan)
 

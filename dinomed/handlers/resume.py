@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from dinomed.errors import InputError, WeightsError
+from dinomed.errors import InputError, OutputError, WeightsError
 from dinomed.handlers.divergence import SPOILT, batch_files, diverged, finite
 from dinomed.handlers.processes import gathered, rank
 from dinomed.handlers.random_states import random_states, restore_random_states
@@ -39,18 +40,28 @@ def save_atomically(content: Any, path: str | Path) -> None:
     """Write with `torch.save` to a temporary name, flush to disk, then rename: a crash leaves the old file whole.
 
     The temporary name is always the same, so that what a killed run left behind is overwritten by the next one.
+
+    Raises:
+        OutputError: If that fails, as on a full disk.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             torch.save(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)
+    except (OSError, RuntimeError) as error:  # torch.save speaks of positions where a disk is full
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or cause
+        raise OutputError(f"{target} cannot be written ({reason}); make room on the disk, or choose another") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class Stateful(Protocol):

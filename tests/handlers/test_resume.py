@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import io
+import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ from monai.engines import SupervisedTrainer
 from torch import nn
 
 from dinomed.data.sampling import EpochSampler, SeededDataset
-from dinomed.errors import InputError, WeightsError
+from dinomed.errors import InputError, OutputError, WeightsError
 from dinomed.handlers import resume
 from dinomed.handlers.averaging import WeightAverage
 from dinomed.handlers.optimisation import (
@@ -342,10 +345,20 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypa
         raise OSError("disk full")
 
     monkeypatch.setattr(resume.torch, "save", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match=r"c\.pt cannot be written \(disk full\)"):
         save_atomically({"a": 2}, path)
     assert torch.load(path, weights_only=True) == {"a": 1}
     assert [entry.name for entry in path.parent.iterdir()] == ["c.pt"]
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", lambda *_: Full())
+    with pytest.raises(OutputError, match="No space left on device"):
+        save_atomically({"a": torch.zeros(100_000)}, tmp_path / "c.pt")
 
 
 def test_file_is_whole_at_every_moment_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,9 @@ def test_labels_that_are_not_carried_anywhere_are_named(
     assert (slices[8], slices[9]) == ([10], [12])
     sentence = "not carried beyond the slices they are drawn on, draw them on more: label 8, label 9"
     assert found.warnings == [sentence]
+    called = predictor.propagate(scan, labels, label_names={9: "left nerve"})
+    assert called.warnings == [sentence.replace("label 9", "left nerve")]
+    assert [row["name"] for row in called.table] == ["background", "label 7", "label 8", "left nerve"]
     command = ["propagate", str(scan), "--labels", str(labels), "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert main(command) == 0
     assert sentence in capsys.readouterr().out

@@ -15,7 +15,7 @@ from dinomed.errors import InputError
 from dinomed.inferers.planes import PLANE_AXES
 from dinomed.label_app.models import LabelModel
 from dinomed.label_app.predictions import Predictions, facts_of
-from dinomed.label_app.submissions import Labels, numbers_by_name, read_labels
+from dinomed.label_app.submissions import Labels, named, numbers_by_name, read_labels
 from dinomed.transforms.provenance import to_json
 from dinomed.transforms.volumes import case_name, read_grid, write_labels
 
@@ -88,13 +88,15 @@ class Propagate(InferTask):
             drawn = Path(folder) / "drawn.nii.gz"
             write_labels(labels, grid, drawn)
             predictor = self.models[name].predictor()
-            prediction = predictor.propagate(request["image"], drawn, plane=None if plane == PLANES[0] else plane)
+            chosen = None if plane == PLANES[0] else plane
+            with named(drawn, "what is drawn"):
+                prediction = predictor.propagate(request["image"], drawn, plane=chosen, label_names=names)
         answer = new_file(request["image"])
         write_labels(prediction.labels, prediction.grid, answer)
         present = [int(value) for value in np.unique(labels) if value]
-        named = {names.get(value, f"label {value}"): value for value in present}
+        values = {names.get(value, f"label {value}"): value for value in present}
         facts = {**facts_of(prediction), "inference": to_json(prediction.run.inference)}
-        return answer, {"label_names": named, "model": "propagate", **facts}
+        return answer, {"label_names": values, "model": "propagate", **facts}
 
 
 def _chosen(request: Mapping[str, Any], key: str, offered: Sequence[str]) -> str:

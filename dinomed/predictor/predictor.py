@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ class Predictor:
         plane: str | None = None,
         beyond: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        label_names: Mapping[int, str] | None = None,
     ) -> Prediction:
         """Carry labels that are drawn on a few slices through a scan, with the bundle's frozen backbone alone.
 
@@ -153,6 +154,7 @@ class Predictor:
             plane: That the labels are drawn in: "axial", "coronal" or "sagittal"; None finds it.
             beyond: Carry labels beyond their outermost drawn slices; False fills only what lies between.
             progress: Called with the labels done and their number.
+            label_names: Names of labels for the table and the warnings; those without one are "label 1" and so on.
 
         Returns:
             Labels on the scan's own grid; the drawn slices are as they were drawn. `run.inference` says how far both
@@ -164,7 +166,7 @@ class Predictor:
         """
         if self._propagation is None:
             self._propagation = LabelPropagation(self._segmentation())
-        return self._propagation.propagate(path, labels, frame, plane, beyond, progress)
+        return self._propagation.propagate(path, labels, frame, plane, beyond, progress, label_names)
 
     def classify(
         self, path: str | os.PathLike[str], case: str | None = None, **request: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class LabelPropagation:
         plane: str | None = None,
         beyond: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        label_names: Mapping[int, str] | None = None,
     ) -> Prediction:
         """Carry labels through one scan; see `Predictor.propagate`."""
         work = self.work
@@ -77,7 +78,7 @@ class LabelPropagation:
             checksum = scan_sha256(Path(path))
             kept_as = None if checksum is None else (checksum, frame)
             carried = timed(timings, "infer", lambda: self.carry(image, drawn, axis, beyond, progress, kept_as))
-        prediction = self._assemble(Path(path), Path(labels), image, carried, frame, timings)
+        prediction = self._assemble(Path(path), Path(labels), image, carried, frame, timings, label_names or {})
         left = not_carried(drawn.numpy(), prediction.labels, _grid_of(image).axes[carried.axis], beyond)
         if left:
             names = ", ".join(prediction.label_names[value] for value in left)
@@ -135,6 +136,7 @@ class LabelPropagation:
         carried: Propagation,
         frame: int | None,
         timings: dict[str, float | None],
+        label_names: Mapping[int, str],
     ) -> Prediction:
         native = _grid_of(image)
         found = np.zeros(native.native_shape, dtype=np.uint8)
@@ -145,7 +147,7 @@ class LabelPropagation:
         for value in values:
             won = carried.labels.numpy() == value
             confidence[value] = float(certainty[won].mean() / 255) if won.any() else None
-        names = {value: f"label {value}" if value else "background" for value in values}
+        names = {value: label_names.get(value, f"label {value}") if value else "background" for value in values}
         plane = {number: name for name, number in PLANE_AXES.items()}[carried.axis]
         how = {
             "transform": "dinomed.inferers.propagation.propagate",

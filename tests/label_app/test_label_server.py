@@ -230,6 +230,7 @@ def test_one_segment_of_several_is_carried_as_slicer_asks_for_it(client: MONAILa
     assert set(np.unique(voxels(file))) == {0, 1}
     np.testing.assert_array_equal(voxels(file)[voxels(drawn) == 3], 1)
     assert facts["label_names"] == {"cerebral white matter": 1}
+    assert [row["name"] for row in facts["table"]] == ["background", "cerebral white matter"]
 
 
 def test_wrong_drawings_are_refused(client: MONAILabelClient, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     from monailabel.main import Main
-    from monailabel.utils.async_tasks.utils import stop_background_task
 
     sys.stderr.write(f"scans and labels: {given.studies}\nweights and logs: {app}\n")
     options = {"--app": app, "--studies": given.studies, "--host": given.host, "--port": given.port}
     pairs = [text for name, value in options.items() for text in (name, str(value))]
     sys.argv = ["monailabel", "start_server", *pairs, *(["--conf", "device", given.device] if given.device else [])]
-    try:
-        Main().run()
-    finally:  # Python would wait for the end of a training
-        for method in ("train", "scoring", "batch_infer"):
-            stop_background_task(method)
+    Main().run()
     return 0
 
 
@@ -53,6 +49,35 @@ def _check(given: argparse.Namespace) -> None:
     except ImportError as error:
         raise InputError(
             f"MONAI Label cannot be imported ({error}); in an environment of its own: pip install 'dinomed[label]'"
+        ) from error
+    from dinomed.predictor.choices import choose_device
+
+    choose_device(given.device or "auto")
+    _check_address(given.host, given.port)
+    _check_table(given.studies)
+
+
+def _check_address(host: str, port: int) -> None:
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"the server cannot listen at {host}, port {port} ({error}); choose others with --host and --port"
+        ) from error
+
+
+def _check_table(studies: Path) -> None:
+    from monailabel.datastore.local import LocalDatastoreModel
+
+    table = studies / "datastore_v2.json"
+    try:
+        if table.is_file():
+            LocalDatastoreModel.model_validate_json(table.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[-1 if isinstance(error, OSError) else 0]
+        raise InputError(
+            f"{table} is no table of scans and labels ({reason}); move it away, and the folder is noted anew"
         ) from error
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
 import os
 import sys
-import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,8 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from dinomed import __version__
 from dinomed.errors import DinomedError, InputError
+from dinomed.label_app.background import end_with_server, own_processes, stop_with_server
+from dinomed.label_app.batch import Batch
 from dinomed.label_app.client_values import check_name
 from dinomed.label_app.embeddings import Embeddings
 from dinomed.label_app.infer import Propagate, Segment
@@ -34,9 +35,6 @@ from dinomed.label_app.training import FineTune
 from dinomed.label_app.workspace import workspace_of
 
 logger = logging.getLogger(__name__)
-
-BACKGROUND_PROCESS = "monailabel.interfaces.utils.app"
-"""Module that MONAI Label starts for trainings, scores and batches."""
 
 
 class MyApp(MONAILabelApp):
@@ -52,6 +50,9 @@ class MyApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        server = sys.modules.get("monailabel.app")
+        if server is None:
+            end_with_server()
         if studies.startswith(("http://", "https://")):
             raise InputError(f"{studies}: scans are served from a folder only; name one with --studies")
         self.workspace = workspace = workspace_of(app_dir, studies)
@@ -73,13 +74,12 @@ class MyApp(MONAILabelApp):
             version=__version__,
         )
         self._auto_update_scoring = False  # a process for each next sample; scores are made when labels are submitted
-        if _is_background_process():
-            threading.Thread(target=_end_with_parent, daemon=True).start()
-        server = sys.modules.get("monailabel.app")
         if server is not None:
             from dinomed.label_app.refusals import install
 
             install(server.app, self)
+            own_processes()
+            self._end = asyncio.get_running_loop().create_task(stop_with_server())
         logger.info("models: %s; weights and predictions: %s", ", ".join(self.models), workspace)
 
     @property
@@ -118,6 +118,10 @@ class MyApp(MONAILabelApp):
         """Offer Dice."""
         return {"dice": self._dice}
 
+    def init_batch_infer(self) -> Batch:
+        """Offer segmentation of many scans."""
+        return Batch()
+
     def known(self, kind: str, name: str, those: Mapping[str, Any]) -> Any:
         """Return one of several by name.
 
@@ -144,7 +148,9 @@ class MyApp(MONAILabelApp):
             task.check({**flat, **(inner if isinstance(inner, Mapping) else {})}, self.datastore())
 
     def infer(self, request: Mapping[str, Any], datastore: Studies | None = None) -> dict[str, Any]:
-        """Run a model on a scan of the folder, or on a file that the server has taken in.
+        """Run a model on a scan of the folder, or on the path of a file that the server has taken in.
+
+        Paths that clients name are refused before, in `dinomed.label_app.refusals`.
 
         Raises:
             MONAILabelException: If there is no such model.
@@ -154,8 +160,6 @@ class MyApp(MONAILabelApp):
         studies: Studies = datastore or self.datastore()
         task = self.known("model", str(request.get("model")), self._infers)
         image = str(request.get("image", ""))
-        if not image:
-            raise ImageNotFoundException("there is no such session (one ends after an hour); send the scan again")
         path = studies.get_image_uri(image)
         if not path and not (os.path.isabs(image) and os.path.exists(image)):
             raise ImageNotFoundException(f"there is no scan {image!r} in the folder of scans")
@@ -190,19 +194,6 @@ class MyApp(MONAILabelApp):
         except (DinomedError, ImageNotFoundException) as error:
             logger.warning("%s is not scored: %s", image_id, error)
             return {}
-
-
-def _is_background_process() -> bool:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec is not None and spec.name == BACKGROUND_PROCESS
-
-
-def _end_with_parent() -> None:
-    """End this process when the server that began it is gone; two trainings would write into one folder."""
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 __all__ = ["MyApp"]

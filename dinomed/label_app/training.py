@@ -21,6 +21,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from dinomed.bundle.program import run_program
 from dinomed.errors import DinomedError, InputError
 from dinomed.handlers.whole_files import write_file
+from dinomed.label_app.background import LAST_LINE_S, end_if_orphaned
 from dinomed.label_app.models import LabelModel
 from dinomed.label_app.predictions import Predictions
 from dinomed.label_app.studies import Studies
@@ -32,15 +33,13 @@ logger = logging.getLogger(__name__)
 CONFIG = Path(__file__).with_name("finetune.yaml")
 DEFAULTS: dict[str, Any] = {"max_epochs": 10, "steps_per_epoch": 20, "slices_per_batch": 4, "learning_rate": 3e-4}
 STARTS = ("current", "shipped")
-LARGEST = 100_000
+LARGEST = {"max_epochs": 100_000, "steps_per_epoch": 100_000, "slices_per_batch": 64}
 # What MONAI Label's clients send with every training, and what it adds.
 WITHOUT_EFFECT = (
     *("client_id", "model", "name", "device", "pretrained", "dataset", "val_split", "gpus", "multi_gpu", "local_rank"),
     *("train_batch_size", "val_batch_size", "dataset_limit", "early_stop_patience", "early_stop_fraction"),
     *("tracking", "tracking_uri", "tracking_experiment_name", "user", "enqueue", "run_sync"),
 )
-LAST_LINE_S = 1.0
-"""MONAI Label reads the output only while the process lives."""
 
 
 class FineTune(TrainTask):
@@ -56,13 +55,18 @@ class FineTune(TrainTask):
         """Folder of the training that runs or was stopped."""
         return self.model.folder / "run"
 
+    @property
+    def last_run(self) -> Path:
+        """Folder of the training that ended last."""
+        return self.model.folder / "last_run"
+
     def config(self) -> dict[str, Any]:
         """Settings that a client may change."""
         return {**DEFAULTS, "start": list(STARTS)}
 
     def stats(self) -> dict[str, Any]:
         """How far the training is, or the last one was."""
-        for folder in (self.run, self.model.folder / "last_run"):
+        for folder in (self.run, self.last_run):
             with contextlib.suppress(OSError, ValueError):
                 return dict(json.loads((folder / "stats.json").read_text(encoding="utf-8")))
         return {}
@@ -82,8 +86,8 @@ class FineTune(TrainTask):
             if name == "learning_rate":
                 if not (number and 0 < value <= 1):
                     raise InputError(f"learning_rate is {value!r}; give a number above 0 and up to 1, such as 0.0003")
-            elif not (number and value == int(value) and 1 <= value <= LARGEST):
-                raise InputError(f"{name} is {value!r}; give a whole number from 1 on")
+            elif not (number and value == int(value) and 1 <= value <= LARGEST[name]):
+                raise InputError(f"{name} is {value!r}; give a whole number from 1 to {LARGEST[name]}")
             else:
                 chosen[name] = int(value)
         given = params.get("start", STARTS[0])
@@ -128,6 +132,7 @@ class FineTune(TrainTask):
         return SystemExit(2)
 
     def _train(self, settings: dict[str, Any], datastore: Studies) -> None:
+        self._put_in_use()
         pairs = self._pairs(datastore)
         start = self.model.weights if settings["start"] == "current" else self.model.shipped
         plan = {
@@ -178,13 +183,21 @@ class FineTune(TrainTask):
         if not best.is_file():
             raise InputError("no label occurred in the validation, so no weights were kept; submit labels with content")
         if self.model.fine_tuned.is_file():
-            _copy_whole(self.model.fine_tuned, self.model.folder / "previous.pt")
-        _copy_whole(best, self.model.fine_tuned)
-        last = self.model.folder / "last_run"
-        shutil.rmtree(last, ignore_errors=True)
-        self.run.rename(last)
-        for name in ("checkpoint.pt", "best.pt", "start.pt"):
-            (last / name).unlink(missing_ok=True)
+            shutil.copyfile(self.model.fine_tuned, self.run / "replaced.pt")
+        for path in self.run.glob("*.pt"):
+            _write_out(path)
+        end_if_orphaned()
+        shutil.rmtree(self.last_run, ignore_errors=True)
+        self.run.rename(self.last_run)
+        self._put_in_use()
+
+    def _put_in_use(self) -> None:
+        """Move the weights of the last training to their places; the next one goes on where this was cut short."""
+        for name, target in (("best.pt", self.model.fine_tuned), ("replaced.pt", self.model.folder / "previous.pt")):
+            if (self.last_run / name).is_file():
+                (self.last_run / name).replace(target)
+        for name in ("checkpoint.pt", "start.pt"):
+            (self.last_run / name).unlink(missing_ok=True)
         self.predictions.forget_others(self.model)
 
 
@@ -195,10 +208,7 @@ def _own(request: Mapping[str, Any], model: str) -> dict[str, Any]:
     return {**flat, **(inner if isinstance(inner, Mapping) else {})}
 
 
-def _copy_whole(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.tmp")
-    with source.open("rb") as content, temporary.open("wb") as stream:
-        shutil.copyfileobj(content, stream)
-        stream.flush()
+def _write_out(path: Path) -> None:
+    """Make sure that a file's content is on the disk, so that a power cut after a rename leaves no empty one."""
+    with path.open("rb+") as stream:
         os.fsync(stream.fileno())
-    temporary.replace(target)

@@ -42,6 +42,7 @@ class Server:
         self.app = studies.with_name(f"{studies.name}_label_app")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.started_with: list[Any] = ["-m", "dinomed.label_app"]
         self.late = False
         self._end = threading.Timer(LIFE_S, self._end_late)
         self._end.daemon = True
@@ -64,7 +65,7 @@ class Server:
         # Whoever asks for anything but the server itself waits for an answer of a port where nobody listens.
         nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
         environment = {**os.environ, **nowhere, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, "-m", "dinomed.label_app", "--studies", self.studies, "--port", self.port]
+        command = [sys.executable, *self.started_with, "--studies", self.studies, "--port", self.port]
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(
                 [str(part) for part in command],

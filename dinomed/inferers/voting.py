@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-_STEPS = 3
+_STEPS = 5
 """Places along an axis to each side of the middle that are looked at; further apart in a larger window."""
 
 
@@ -30,14 +30,14 @@ class VoteWeights:
             logarithm, to be compared with minus the sum of the squared differences in the units above.
     """
 
-    feature: float | None = 0.05
+    feature: float | None = 0.2
     intensity: float = 1.5
-    place_mm: float = 3.0
+    place_mm: float = 4.0
     unlike: float = -30.0
 
 
 def window_offsets(reach_mm: float, spacing_mm: tuple[float, float]) -> list[tuple[int, int]]:
-    """Places of a window in pixels, at most 7 along each axis; the middle is among them."""
+    """Places of a window in pixels, at most 11 along each axis; the middle is among them."""
     lines = []
     for each in spacing_mm:
         reach = max(1, round(reach_mm / each))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def read_object(text: str | bytes, what: str = "params") -> dict[str, Any]:
         InputError: If it is no JSON, holds NaN or infinity, or is no object.
     """
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_number, parse_float=_number)
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
@@ -32,8 +33,11 @@ def read_object(text: str | bytes, what: str = "params") -> dict[str, Any]:
     return value
 
 
-def _no_number(constant: str) -> float:
-    raise InputError(f"{constant} is no number that JSON knows; send null or leave it out")
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise InputError(f"{text[:40]} is no number that can be kept; send null or leave it out")
+    return number
 
 
 def check_name(name: str, what: str) -> None:

@@ -69,9 +69,9 @@ def check_refused(server: Server, folder: Path, status: int, words: str, *reques
     assert str(folder) not in said["detail"]
 
 
-@pytest.mark.parametrize("params", ["[1]", "3", '"x"', "null", "{", '{"x": NaN}'])
+@pytest.mark.parametrize("params", ["[1]", "3", '"x"', "null", "{", '{"x": NaN}', '{"x": -1e999}'])
 def test_params_that_are_no_object_are_refused(server: Server, folder: Path, params: str) -> None:
-    words = "NaN is no number" if "NaN" in params else "send an object such as {}"
+    words = "is no number that can be kept" if '"x":' in params else "send an object such as {}"
     data = {"params": params}
     check_refused(server, folder, 400, words, "POST", f"/infer/{NAME}?image=a", data=data)
     for path, kind in (("/datastore/label?image=a", "label"), ("/datastore/image?image=new", "file")):
@@ -152,7 +152,6 @@ def test_an_empty_label_map_is_called_empty(client: MONAILabelClient, folder: Pa
 def test_facts_without_numbers_leave_the_table_of_scans_readable(server: Server, client: MONAILabelClient) -> None:
     for facts in ('{"x": NaN}', '{"x": 1e999}', '{"x": "\\ud800"}'):
         assert answer(server, "PUT", "/datastore/image/info?image=b", data={"info": facts})[0] == 400
-    answer(server, "POST", "/activelearning/first", data=b'{"client_id": 1e999}')
     assert set(client.datastore()["objects"]) == {"a", "b", "broken", "four", "nan"}
     assert client.next_sample("first", {})["id"] == "a"
     assert answer(server, "GET", "/datastore/image/info?image=b")[0] == 200

@@ -22,6 +22,7 @@ from dinomed.label_app.predictions import Predictions
 from dinomed.label_app.scoring import Dice
 from dinomed.label_app.strategies import Coverage, NoScanLeftError
 from dinomed.label_app.studies import Studies
+from dinomed.label_app.training import FineTune
 from dinomed.transforms.volumes import read_grid, write_labels
 
 
@@ -144,6 +145,27 @@ def test_a_label_that_does_not_fit_leaves_the_scores_of_the_others(
     said = caplog.text
     for words in ("moved is not scored: the label map has 20 x 18 x 12 voxels", "has no label 140"):
         assert words in said
+
+
+def test_labels_of_another_bundle_or_grid_are_not_learnt_from(tmp_path: Path, model: LabelModel) -> None:
+    folder = tmp_path / "scans"
+    for name in ("strange", "replaced", "good"):
+        make_scan(folder / f"{name}.nii.gz")
+    grid = read_grid(folder / "good.nii.gz")
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[4:9, 4:9, 4:9] = 1
+    (folder / "labels" / "final").mkdir(parents=True)
+    write_labels(labels * 140, grid, folder / "labels" / "final" / "strange.nii.gz")
+    studies = Studies(str(folder), {NAME: model, "other": model}, auto_reload=False)
+    training = FineTune(model, Predictions(tmp_path / "predictions"))
+    with pytest.raises(InputError, match=f"no labels of {NAME} have been submitted"):
+        training.check({}, studies)
+    write_labels(labels, grid, tmp_path / "label.nii.gz")
+    for name in ("replaced", "good"):
+        studies.save_label(name, str(tmp_path / "label.nii.gz"), "final", {"model": NAME})
+    write_labels(labels * 3, grid, folder / "labels" / "final" / "replaced.nii.gz")
+    training.check({}, studies)
+    assert [Path(pair["image"]).name for pair in training._pairs(studies)] == ["good.nii.gz"]
 
 
 def test_a_model_that_finds_nothing_scores_nought(tmp_path: Path, model: LabelModel) -> None:

@@ -22,6 +22,8 @@ SLOPE = 0.5
 """Millimetres by which a label is expected to shrink on every side for each millimetre beyond its last drawn slice."""
 SPREAD = 0.5
 """How doubtful that is: standard deviation as a part of the drawn outline's half width (but 1.5 to 6 mm)."""
+UNLIKE_CONTRAST = 0.3
+"""A pixel is like none of the others only if it differs by more than this part of the contrast about the label."""
 APPEARANCE = 0.5
 """Weight of the log-odds of a pixel's appearance beside those of what was carried to it."""
 _SURE = 5.0
@@ -102,6 +104,8 @@ class LabelCarrier:
         contrast = max(high - low, 1e-6)
         self.least, self.most = low - contrast / 2, high + contrast / 2
         self.noise = max(float(torch.stack([noise_level(picture) for picture in near]).median()), 0.01 * contrast)
+        apart = UNLIKE_CONTRAST * contrast / self.noise / self.weights.intensity
+        self.weights = replace(self.weights, unlike=min(self.weights.unlike, -(apart**2)))
 
     def _working(self, picture: Tensor) -> Tensor:
         """Average a picture of the box over working pixels."""

@@ -191,6 +191,16 @@ def test_a_label_ends_where_the_next_slice_is_like_nothing_around_it() -> None:
     assert int(found[..., :9].sum()) + int(found[..., 21:].sum()) < 0.02 * int(block.sum())
 
 
+def test_slices_that_differ_by_much_more_than_the_noise_do_not_end_a_label() -> None:
+    x, y, z = grid((60, 60, 24))
+    block = ((x - 30) ** 2 + (y - 30) ** 2 < 225) & (z > 3) & (z < 20)
+    brightness = torch.where(torch.arange(24) % 2 > 0, 100.0, 118.0)  # the noise is 1
+    generator = torch.Generator().manual_seed(0)
+    volume = brightness * block + torch.randn(block.shape, generator=generator)
+    found = propagate(volume, only(block, [11]), ISOTROPIC).labels > 0
+    assert dice(found, block) > 0.9
+
+
 def test_a_label_at_the_border_is_not_worn_away() -> None:
     half = torch.zeros(40, 40, 9, dtype=torch.bool)
     half[:20] = True

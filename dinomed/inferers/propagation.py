@@ -4,7 +4,8 @@ From every drawn slice a label goes to the next slices in both directions, by `d
 drawn slices both directions are joined, and the shape between the two outlines (`dinomed.inferers.shapes`) has a share
 that is the larger the worse the carried label meets the outline at the other end. Beyond the outermost drawn slices the
 further a label is carried the less it is believed, so that it ends where its organ may have ended. What was carried to
-a slice is weighed against how the label looks on its drawn slices (`dinomed.inferers.appearance`).
+a slice is weighed against how the label looks on its drawn slices (`dinomed.inferers.appearance`). What does not hang
+together with a drawn slice in the end is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer
+from scipy import ndimage
 from torch import Tensor, nn
 
 from dinomed.inferers.label_carrier import LabelCarrier
@@ -137,10 +139,21 @@ def propagate(
             progress(done + 1, len(values))
     given = marks > 0
     labels[given] = marks[given]
+    _leave_out_islands(labels, given)
     certainty = torch.where(labels > 0, best, rest)
     certainty[given] = _FULL
     back = tuple(int(np.argsort(order)[each]) for each in range(3))
     return Propagation(labels.permute(back).contiguous(), certainty.permute(back).contiguous(), confidence, axis)
+
+
+def _leave_out_islands(labels: Tensor, given: Tensor) -> None:
+    """Take away, in place, what does not hang together with a drawn slice of its own label (26 neighbours)."""
+    array, drawn = labels.numpy(), given.numpy()
+    for value, box in enumerate(ndimage.find_objects(array), 1):
+        if box is not None:
+            parts, _ = ndimage.label(array[box] == value, structure=np.ones((3, 3, 3)))
+            hanging = np.unique(parts[drawn[box]])
+            array[box][(parts > 0) & ~np.isin(parts, hanging)] = 0
 
 
 class PropagationInferer(Inferer):

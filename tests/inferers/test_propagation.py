@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from dinomed.inferers.appearance import LIMIT, RIDGE, Appearance
-from dinomed.inferers.propagation import PropagationInferer, drawn_axis, propagate
+from dinomed.inferers.propagation import PropagationInferer, _leave_out_islands, drawn_axis, propagate
 from dinomed.inferers.shapes import signed_distance_mm
 from dinomed.inferers.slice_tokens import SliceTokens
 from dinomed.inferers.voting import VoteWeights, vote, window_offsets
@@ -199,6 +200,32 @@ def test_slices_that_differ_by_much_more_than_the_noise_do_not_end_a_label() -> 
     volume = brightness * block + torch.randn(block.shape, generator=generator)
     found = propagate(volume, only(block, [11]), ISOTROPIC).labels > 0
     assert dice(found, block) > 0.9
+
+
+def test_what_does_not_hang_together_with_a_drawn_slice_is_left_out() -> None:
+    labels = torch.zeros(12, 12, 9, dtype=torch.uint8)
+    labels[2:5, 2:5, 1:6] = 3
+    labels[5, 5, 6] = 3  # over a corner
+    labels[8:11, 8:11, 2:5] = 3  # an island
+    labels[8:11, 2:5, 3] = 4
+    labels[2:5, 8, 7] = 4  # another label's
+    given = torch.zeros(labels.shape, dtype=torch.bool)
+    given[..., 3] = (labels[..., 3] > 0) & (torch.arange(12)[None] < 6)
+    wanted = labels.clone()
+    wanted[8:11, 8:11, 2:5] = 0
+    wanted[2:5, 8, 7] = 0
+    _leave_out_islands(labels, given)
+    assert torch.equal(labels, wanted)
+
+
+def test_an_island_that_looks_like_the_label_is_left_out() -> None:
+    x, y, z = grid((60, 40, 31))
+    tube = (x - 15) ** 2 + (y - 20) ** 2 < 36
+    twin = ((x - 27) ** 2 + (y - 20) ** 2 < 25) & (z > 18)
+    carried = propagate(noisy(tube | twin), only(tube, [0, 15, 30]), ISOTROPIC)
+    _, count = ndimage.label(carried.labels.numpy() > 0, structure=np.ones((3, 3, 3)))
+    assert count == 1
+    assert dice(carried.labels > 0, tube) > 0.95
 
 
 def test_a_label_at_the_border_is_not_worn_away() -> None:

@@ -166,7 +166,7 @@ def test_labels_that_are_not_carried_anywhere_are_named(
     scan, labels = write(tmp_path / "lines.nii.gz", array), write(tmp_path / "pixels.nii.gz", drawn)
     found = predictor.propagate(scan, labels)
     slices = {value: np.flatnonzero((found.labels == value).any((0, 1))).tolist() for value in (7, 8, 9)}
-    assert len(slices[7]) > 3
+    assert len(slices[7]) >= 3
     assert (slices[8], slices[9]) == ([10], [12])
     sentence = "not carried beyond the slices they are drawn on, draw them on more: label 8, label 9"
     assert found.warnings == [sentence]

@@ -7,7 +7,7 @@ anew for each label, in a few Newton steps; the backbone stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -34,41 +34,51 @@ class Appearance:
     """What tells a label from its surroundings on its drawn slices; label and surroundings count the same.
 
     Args:
-        slices: Those that are drawn.
-        masks: (A, B) bool of each; where none of them shows both the label and something else, all log-odds are 0.
+        see: Gives intensities and features of a slice by its index.
+        masks: (A, B) bool of each drawn slice; where none of them shows both the label and something else, all log-odds
+            are 0.
         pixel_mm: Size of the pixels.
     """
 
-    def __init__(self, slices: Sequence[Seen], masks: Sequence[Tensor], pixel_mm: tuple[float, float]) -> None:
-        near = torch.cat([(signed_distance_mm(mask, pixel_mm) > -AROUND_MM).flatten() for mask in masks])
-        chosen = torch.nonzero(near).flatten()
-        chosen = chosen[:: -(-len(chosen) // _LARGEST)]
-        label = torch.cat([mask.flatten() for mask in masks])[chosen]
+    def __init__(self, see: Callable[[int], Seen], masks: Mapping[int, Tensor], pixel_mm: tuple[float, float]) -> None:
         self._weights: Tensor | None = None
+        near = {
+            index: torch.nonzero((signed_distance_mm(mask, pixel_mm) > -AROUND_MM).flatten()).flatten()
+            for index, mask in masks.items()
+        }
+        every = max(1, -(-sum(len(each) for each in near.values()) // _LARGEST))
+        near = {index: each[::every] for index, each in near.items()}
+        label = torch.cat([mask.flatten()[near[index]] for index, mask in masks.items()])
         if bool(label.all()) or not bool(label.any()):
             return
-        values = torch.cat([_average(picture, _SIDES[0]).flatten() for picture, _ in slices])
-        values = values[:: -(-len(values) // _LARGEST)]
-        self._levels = values.quantile(torch.linspace(0, 1, _LEVELS + 1)[1:-1].to(values))
-        if slices[0][1] is not None:
-            tokens = torch.cat([features.flatten(1) for _, features in slices if features is not None], dim=1)
-            self._mean, self._unit = tokens.mean(1), tokens.std(1).mean().clamp(min=1e-6)
-        inputs = torch.cat([self._inputs(each) for each in slices])[chosen]
-        self._weights = _logistic_regression(inputs, label.to(inputs))
+        # Slice by slice, so that many of them do not need much memory.
+        averages, tokens = [], []
+        for index, chosen in near.items():
+            picture, features = see(index)
+            averages.append(torch.stack([_average(picture, side).flatten()[chosen] for side in _SIDES]))
+            if features is not None:
+                tokens.append(features.flatten(1)[:, chosen])
+        means = torch.cat(averages, dim=1)
+        self._levels = means[0].quantile(torch.linspace(0, 1, _LEVELS + 1)[1:-1].to(means))
+        found = torch.cat(tokens, dim=1) if tokens else None
+        if found is not None:
+            self._mean, self._unit = found.mean(1), found.std(1).mean().clamp(min=1e-6)
+        self._weights = _logistic_regression(self._inputs(means, found), label.to(means))
 
     def log_odds(self, seen: Seen) -> Tensor:
         """Log-odds (A, B) of the label in a slice, from -LIMIT to LIMIT."""
-        if self._weights is None:
-            return torch.zeros_like(seen[0])
-        return (self._inputs(seen) @ self._weights).reshape(seen[0].shape).clamp(-LIMIT, LIMIT)
-
-    def _inputs(self, seen: Seen) -> Tensor:
-        """(pixels, inputs), the last of them 1."""
         picture, features = seen
-        levels = [torch.bucketize(_average(picture, side).flatten(), self._levels) for side in _SIDES]
-        parts = [F.one_hot(each, _LEVELS).to(picture) for each in levels]
-        if features is not None:
-            parts.append((features.flatten(1).T - self._mean) / self._unit)
+        if self._weights is None:
+            return torch.zeros_like(picture)
+        means = torch.stack([_average(picture, side).flatten() for side in _SIDES])
+        inputs = self._inputs(means, None if features is None else features.flatten(1))
+        return (inputs @ self._weights).reshape(picture.shape).clamp(-LIMIT, LIMIT)
+
+    def _inputs(self, means: Tensor, tokens: Tensor | None) -> Tensor:
+        """(pixels, inputs), the last of them 1, from mean intensities (sides, pixels) and features (D, pixels)."""
+        parts = [F.one_hot(torch.bucketize(each, self._levels), _LEVELS).to(means) for each in means]
+        if tokens is not None:
+            parts.append((tokens.T - self._mean) / self._unit)
         return torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=1)
 
 

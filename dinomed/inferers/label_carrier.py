@@ -22,8 +22,8 @@ SLOPE = 0.5
 """Millimetres by which a label is expected to shrink on every side for each millimetre beyond its last drawn slice."""
 SPREAD = 0.5
 """How doubtful that is: standard deviation as a part of the drawn outline's half width (but 1.5 to 6 mm)."""
-UNLIKE_CONTRAST = 0.3
-"""A pixel is like none of the others only if it differs by more than this part of the contrast about the label."""
+NEAR_MM = 5.0
+"""What lies this near to a label is what it stands out from."""
 APPEARANCE = 0.5
 """Weight of the log-odds of a pixel's appearance beside those of what was carried to it."""
 _SURE = 5.0
@@ -51,11 +51,10 @@ class LabelCarrier:
         known = [int(index) for index in torch.nonzero(self.mask.any(2).any(1)).flatten()]
         outlines = {index: self._working(self._cut(self.mask, index).float()) for index in known}
         self._scale(known)
-        self._appearance = Appearance(
-            [self._seen(index) for index in known], [outlines[index] > 0.5 for index in known], self.pixel_mm
-        )
+        self._appearance = Appearance(self._seen, {index: outlines[index] > 0.5 for index in known}, self.pixel_mm)
         self.shares = dict(outlines)
         distances = {index: signed_distance_mm(outline > 0.5, self.pixel_mm) for index, outline in outlines.items()}
+        self._lower_unlike(outlines, distances)
         confidence = dict.fromkeys(known, 1.0)
         for low, high in pairwise(known):
             confidence |= self._between(low, high, outlines, distances)
@@ -104,7 +103,21 @@ class LabelCarrier:
         contrast = max(high - low, 1e-6)
         self.least, self.most = low - contrast / 2, high + contrast / 2
         self.noise = max(float(torch.stack([noise_level(picture) for picture in near]).median()), 0.01 * contrast)
-        apart = UNLIKE_CONTRAST * contrast / self.noise / self.weights.intensity
+
+    def _lower_unlike(self, outlines: dict[int, Tensor], distances: dict[int, Tensor]) -> None:
+        """Call nothing unlike that differs by no more than the label itself varies or stands out from what is near."""
+        within, beside = [], []
+        for index, outline in outlines.items():
+            picture = self._seen(index)[0]
+            within.append(picture[outline > 0.5])
+            beside.append(picture[(outline <= 0.5) & (distances[index] > -NEAR_MM)])
+        inner, outer = (torch.cat(each)[:: max(1, sum(map(len, each)) // 500_000)] for each in (within, beside))
+        if not len(inner):
+            return
+        contrast = float(inner.quantile(0.98) - inner.quantile(0.02))
+        if len(outer):
+            contrast = max(contrast, abs(float(inner.median() - outer.median())))
+        apart = self.weights.unlike_contrast * contrast / self.weights.intensity
         self.weights = replace(self.weights, unlike=min(self.weights.unlike, -(apart**2)))
 
     def _working(self, picture: Tensor) -> Tensor:
@@ -161,7 +174,8 @@ class LabelCarrier:
             one, other = up[index - low - 1], down[index - low]
             shape = torch.sigmoid(((1 - way) * distances[low] + way * distances[high]) / min(self.pixel_mm))
             joined = trust * ((1 - way) * one + way * other) + (1 - trust) * shape
-            self.shares[index] = self._judged(joined, _SURE_BETWEEN, self._seen(index))
+            doubtful = 4 * joined * (1 - joined)  # what both directions and the shape agree on stays
+            self.shares[index] = self._judged(joined, _SURE_BETWEEN, self._seen(index), weight=doubtful)
             confidence[index] = overlap(one, other)
         return confidence
 
@@ -185,7 +199,9 @@ class LabelCarrier:
             confidence[index] = float(believed[won].mean())
         return confidence
 
-    def _judged(self, share: Tensor, sure: float, here: Seen, doubt: Tensor | float = 0.0) -> Tensor:
+    def _judged(
+        self, share: Tensor, sure: float, here: Seen, doubt: Tensor | float = 0.0, weight: Tensor | float = 1.0
+    ) -> Tensor:
         """Weigh what was carried to a slice against how the slice looks there."""
         carried = torch.logit(share, eps=1e-6).clamp(-sure, sure)
-        return torch.sigmoid(carried + doubt + APPEARANCE * self._appearance.log_odds(here))
+        return torch.sigmoid(carried + doubt + APPEARANCE * weight * self._appearance.log_odds(here))

@@ -23,17 +23,21 @@ class VoteWeights:
     """How much each kind of difference counts.
 
     Attributes:
-        feature: Difference of cosine similarities that divides a weight by e; None leaves the features out.
+        feature: Difference of cosine similarities that divides a weight by e; None leaves them out of the vote.
         intensity: Likewise the root mean square difference of 3 x 3 patches, in units of the noise.
         place_mm: Standard deviation of the nearness.
         unlike: Weight of a further vote against the label, which wins where a pixel is like none of the others: its
             logarithm, to be compared with minus the sum of the squared differences in the units above.
+        unlike_contrast: But no pixel is unlike that differs by less than this part of the contrast of the label: the
+            range of its intensities, or their distance from those beside it, whichever is larger. 0 leaves `unlike`
+            alone.
     """
 
     feature: float | None = 0.2
     intensity: float = 1.5
     place_mm: float = 4.0
     unlike: float = -30.0
+    unlike_contrast: float = 0.3
 
 
 def window_offsets(reach_mm: float, spacing_mm: tuple[float, float]) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from dinomed.inferers.appearance import LIMIT, RIDGE, Appearance
+from dinomed.inferers.appearance import LIMIT, RIDGE, Appearance, _average
 from dinomed.inferers.propagation import PropagationInferer, _leave_out_islands, drawn_axis, propagate
 from dinomed.inferers.shapes import signed_distance_mm
 from dinomed.inferers.slice_tokens import SliceTokens
@@ -202,6 +202,37 @@ def test_slices_that_differ_by_much_more_than_the_noise_do_not_end_a_label() -> 
     assert dice(found, block) > 0.9
 
 
+def test_what_lies_elsewhere_does_not_make_a_label_run_past_its_end() -> None:
+    x, y, z = grid((60, 60, 40))
+    disc = ((x - 30) ** 2 + (y - 30) ** 2 < 225) & (z > 13) & (z < 26)
+    bone = (y > 4) & (y < 12)
+    volume = disc.float() + 4.0 * bone + 0.05 * torch.randn(disc.shape, generator=torch.Generator().manual_seed(0))
+    found = propagate(volume, only(disc, [20]), ISOTROPIC).labels > 0
+    assert int((found & ~disc).sum()) < 0.01 * int(disc.sum())
+
+
+def test_what_both_directions_and_outlines_agree_on_stays_between_drawn_slices() -> None:
+    x, y, z = grid((30, 30, 12))
+    box = (x > 10) & (x < 19) & (y > 10) & (y < 19)
+    found = propagate(noisy(box), only(box, [2, 9]), ISOTROPIC).labels > 0
+    assert torch.equal(found[..., 2:10], box[..., 2:10])
+    x, y, z = grid((40, 40, 32))
+    tube = (x - 20) ** 2 + (y - 20) ** 2 < 64
+    found = propagate(noisy(tube) + 0.05 * z, only(tube, [0, 31]), ISOTROPIC).labels > 0  # ever brighter
+    assert dice(found, tube) > 0.995
+
+
+def test_the_weight_of_unlike_is_used_as_given_without_a_part_of_the_contrast() -> None:
+    x, y, _ = grid((40, 40, 9))
+    tube = (x - 20) ** 2 + (y - 20) ** 2 < 64
+
+    def voxels(part: float) -> int:
+        weights = VoteWeights(unlike=0.0, unlike_contrast=part)
+        return int((propagate(noisy(tube), only(tube, [4]), ISOTROPIC, weights=weights).labels > 0).sum())
+
+    assert voxels(0.0) < 0.9 * voxels(0.3)
+
+
 def test_what_does_not_hang_together_with_a_drawn_slice_is_left_out() -> None:
     labels = torch.zeros(12, 12, 9, dtype=torch.uint8)
     labels[2:5, 2:5, 1:6] = 3
@@ -295,11 +326,13 @@ def test_the_appearance_tells_a_label_from_its_surroundings_and_never_more_than_
     x, y, _ = grid((60, 60, 1))
     disc = ((x - 30) ** 2 + (y - 30) ** 2 < 100)[..., 0]
     one, other = noisy(disc), noisy(disc, seed=1)
-    found = Appearance([(one, None)], [disc], (1.0, 1.0)).log_odds((other, None))
+    found = Appearance(lambda _: (one, None), {0: disc}, (1.0, 1.0)).log_odds((other, None))
     right = (found > 0) == disc
     assert float(right.float().mean()) > 0.95
     assert float(found.abs().max()) <= LIMIT
-    alike = Appearance([(one, None)], [disc], (1.0, 1.0)).log_odds((noisy(torch.zeros(60, 60), seed=2), None))
+    alike = Appearance(lambda _: (one, None), {0: disc}, (1.0, 1.0)).log_odds(
+        (noisy(torch.zeros(60, 60), seed=2), None)
+    )
     assert float(alike.mean()) < -1  # nothing there looks like the label
 
 
@@ -307,8 +340,9 @@ def test_the_appearance_is_the_minimum_of_its_loss() -> None:
     generator = torch.Generator().manual_seed(5)
     picture = torch.randn(20, 20, generator=generator)
     mask = picture + torch.randn(20, 20, generator=generator) > 0.5
-    look = Appearance([(picture, None)], [mask], (1.0, 1.0))
-    inputs, label = look._inputs((picture, None)), mask.flatten()
+    look = Appearance(lambda _: (picture, None), {0: mask}, (1.0, 1.0))
+    means = torch.stack([_average(picture, side).flatten() for side in (3, 7)])
+    inputs, label = look._inputs(means, None), mask.flatten()
     assert look._weights is not None
 
     def loss(weights: Tensor) -> Tensor:
@@ -323,7 +357,7 @@ def test_the_appearance_is_the_minimum_of_its_loss() -> None:
 def test_the_appearance_says_nothing_where_there_is_nothing_to_tell_apart() -> None:
     full = torch.ones(9, 9, dtype=torch.bool)
     picture = torch.rand(9, 9, generator=torch.Generator().manual_seed(0))
-    assert not Appearance([(picture, None)], [full], (1.0, 1.0)).log_odds((picture, None)).any()
+    assert not Appearance(lambda _: (picture, None), {0: full}, (1.0, 1.0)).log_odds((picture, None)).any()
 
 
 def test_how_a_label_looks_counts_where_carrying_and_shape_say_too_little() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL = "mri_head_segmentation"
-START_S, TRAINING_S, LIFE_S = 300.0, 300.0, 600.0
+START_S, TRAINING_S, LIFE_S = 300.0, 300.0, 1200.0
 """Limits of a start, a wait for a training, and all tests with one server: MONAI Label's client waits for ever."""
 
 
